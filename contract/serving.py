@@ -1,0 +1,86 @@
+"""The block ``serving`` of a model directory's config.json: what a server must know beyond the architecture.
+
+The builder writes it, the daemon and other readers read it. Paths are relative to the version's folder.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from contract.faults import Fault, FaultKind
+
+FORMAT_VERSION = 1
+"""Of the model directory. A reader refuses a newer one."""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    max_seq_len: int
+    """Prompt and answer together, in tokens."""
+    max_input_tokens: int
+    """Prompt alone; at most ``max_seq_len - 1``."""
+
+
+class Prompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    chat_template: str | None = None
+    """File with the model's jinja2 chat template; ``None``: the model has no chat form."""
+    add_bos: bool = False
+    """A raw prompt gets the beginning token in front."""
+
+
+class Serving(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    format_version: int
+    backend: str
+    limits: Limits
+    dtype: str = "auto"
+    """Weights as stored: ``float32``, ``float16``, ``bfloat16`` ..."""
+    network: str | None = None
+    """The network's .py for the ``ms`` backend."""
+    layer_api: int | None = None
+    """Version of the layer API that the network was written for."""
+    family: str | None = None
+    prompt: Prompt = Prompt()
+    tokenizer: str | None = None
+    """File that the ``tokenizers`` library reads: ``tokenizer.json``."""
+    bos_token_id: int | None = None
+    eos_token_ids: list[int] = []
+    pad_token_id: int | None = None
+    options: dict[str, Any] = {}
+    """Passed to the backend as they are."""
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The whole config.json of a version's folder. Raises ``Fault``."""
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        hint = "package it with: builder package --model NAME"
+        raise Fault(FaultKind.INVALID_MODEL, f"{directory} has no config.json", hint) from None
+    except (OSError, ValueError) as error:
+        raise Fault(FaultKind.INVALID_MODEL, f"{path} cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise Fault(FaultKind.INVALID_MODEL, f"{path} must hold a JSON object")
+    return config
+
+
+def read_serving(directory: Path) -> Serving:
+    """The serving block of a version's folder. Raises ``Fault``."""
+    config = read_config(directory)
+    path = directory / "config.json"
+    if "serving" not in config:
+        hint = "package it with: builder package --model FOLDER"
+        raise Fault(FaultKind.INVALID_MODEL, f'{path} has no block "serving"', hint)
+    try:
+        serving = msgspec.convert(config["serving"], Serving)
+    except msgspec.ValidationError as error:
+        raise Fault(FaultKind.INVALID_MODEL, f'{path}, block "serving": {error}') from None
+    if serving.format_version > FORMAT_VERSION:
+        message = (
+            f"{directory} has format version {serving.format_version}; this MindPort reads {FORMAT_VERSION}"
+        )
+        raise Fault(FaultKind.INVALID_MODEL, message, "upgrade MindPort, or package the model again")
+    return serving
