@@ -1,0 +1,1 @@
+"""Serves a model repository over HTTP and gRPC."""

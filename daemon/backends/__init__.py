@@ -1,0 +1,1 @@
+"""Engines behind one contract each: ``base`` declares, ``registry`` finds, ``worker`` isolates."""

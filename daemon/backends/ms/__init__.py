@@ -1,0 +1,1 @@
+"""The embedded MindSpore engine: scheduler, block manager, sampler, and a MindSpore executor."""

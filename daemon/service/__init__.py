@@ -1,0 +1,1 @@
+"""Transport-free use cases: the generate request's path, and control of models."""
