@@ -1,0 +1,443 @@
+"""The path of a request over fake engines: prompts, limits, answers and exactly one end."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contract.faults import Fault, FaultKind
+from contract.generation import (
+    Cancelled,
+    Delta,
+    Event,
+    Failed,
+    Finished,
+    GenerateRequest,
+    Started,
+)
+from daemon.backends.base import TokenEvent
+from daemon.service.daemon_service import DaemonService
+from daemon.service.generate import ServiceLimits
+from daemon.service.tokenizer import TextTokenizer
+from tests.fakes import (
+    BOS_ID,
+    CONTROL_TOKENS,
+    END_ID,
+    EchoBackend,
+    FakeBackends,
+    ScriptedBackend,
+    SlowBackend,
+    byte_level_tokenizer,
+    fake_service,
+    request_of,
+    sentencepiece_tokenizer,
+    until,
+    user,
+    write_model,
+)
+
+TOKENIZER = TextTokenizer(byte_level_tokenizer())
+TERMINAL = (Finished, Failed, Cancelled)
+
+
+async def collect(service: DaemonService, request: GenerateRequest) -> list[Event]:
+    events = [event async for event in service.generate(request)]
+    assert isinstance(events[0], Started)
+    assert [isinstance(event, TERMINAL) for event in events].count(True) == 1
+    assert isinstance(events[-1], TERMINAL)
+    return events
+
+
+async def answer(service: DaemonService, request: GenerateRequest) -> tuple[str, Delta]:
+    deltas = [event for event in await collect(service, request) if isinstance(event, Delta)]
+    return "".join(delta.text for delta in deltas), deltas[-1]
+
+
+async def fault_of(service: DaemonService, request: GenerateRequest) -> Fault:
+    with pytest.raises(Fault) as caught:
+        await collect(service, request)
+    return caught.value
+
+
+async def test_a_raw_prompt_comes_back(tmp_path: Path) -> None:
+    service = await fake_service(tmp_path)
+    events = await collect(service, request_of("Hello 生抽 <_bot>"))
+    started, finished = events[0], events[-1]
+    assert isinstance(started, Started)
+    assert isinstance(finished, Finished)
+    assert started.prompt_token_ids[-1] == CONTROL_TOKENS.index("<_bot>")
+    deltas = [event for event in events if isinstance(event, Delta)]
+    assert "".join(delta.text for delta in deltas) == "Hello 生抽 "
+    assert [one for delta in deltas for one in delta.token_ids] == [*started.prompt_token_ids, END_ID]
+    assert (deltas[-1].finish_reason, deltas[-1].stop_match) == ("stop", None)
+    assert finished.usage.completion_tokens == finished.usage.prompt_tokens + 1
+    await service.stop(1)
+
+
+async def test_special_tokens_are_kept_when_asked(tmp_path: Path) -> None:
+    service = await fake_service(tmp_path)
+    text, _ = await answer(service, request_of("a<_bot>", skip_special_tokens=False))
+    assert text == "a<_bot><_end>"
+    await service.stop(1)
+
+
+async def test_a_chat_is_rendered(tmp_path: Path) -> None:
+    service = await fake_service(tmp_path)
+    events = await collect(service, request_of(messages=user("hi <_end>")))
+    started = events[0]
+    assert isinstance(started, Started)
+    assert started.prompt_text == "<_user>hi <_end><_bot>"
+    assert END_ID not in started.prompt_token_ids
+    await service.stop(1)
+
+
+async def test_bos_is_added_once(tmp_path: Path) -> None:
+    prompt = {"prompt": {"chat_template": None, "add_bos": True}}
+    write_model(tmp_path, "m", serving=prompt, tokenizer=sentencepiece_tokenizer(), template=None)
+    service = await fake_service(tmp_path, ())
+    assert (await service.tokenize("m", "hi"))[:1] == [BOS_ID]
+    assert (await service.tokenize("m", "<_start>hi")).count(BOS_ID) == 1
+    fault = await fault_of(service, request_of(messages=user("hi")))
+    assert fault.kind is FaultKind.UNSUPPORTED
+    assert "send a raw prompt or package a chat template" in fault.hint
+    await service.stop(1)
+
+
+async def test_truncation_keeps_the_end(tmp_path: Path) -> None:
+    service = await fake_service(tmp_path)
+    started = (await collect(service, request_of("a b c d", truncate_prompt=2)))[0]
+    assert isinstance(started, Started)
+    assert started.prompt_token_ids == TOKENIZER.encode_now("a b c d")[-2:]
+    await service.stop(1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "words"),
+    [
+        ({"token_ids": [1, 99999]}, FaultKind.INVALID_REQUEST, "token id 99999 is outside"),
+        ({"token_ids": []}, FaultKind.INVALID_REQUEST, "empty"),
+        ({"text": "x", "token_ids": [1]}, FaultKind.INVALID_REQUEST, "exactly one"),
+        ({"token_ids": [1] * 257}, FaultKind.CONTEXT_OVERFLOW, "257 tokens; the model takes at most 256"),
+        ({"text": "x", "n": 0}, FaultKind.INVALID_REQUEST, "n must be"),
+        ({"text": "x", "model": "nope"}, FaultKind.NOT_FOUND, "unknown model: 'nope'"),
+        ({"text": "x", "model": "echo@9"}, FaultKind.NOT_FOUND, "version 9 is not found"),
+        ({"text": "x", "sampling": {"temperature": -1.0}}, FaultKind.INVALID_REQUEST, "temperature"),
+        ({"text": "half \ud800"}, FaultKind.INVALID_REQUEST, "surrogate"),
+        ({"messages": user("half \ud800")}, FaultKind.INVALID_REQUEST, "surrogate"),
+        ({"messages": user(""), "template_options": {"messages": 1}}, None, ""),
+    ],
+)
+async def test_refusals(tmp_path: Path, fields: dict[str, Any], kind: FaultKind | None, words: str) -> None:
+    service = await fake_service(tmp_path)
+    if kind is None:
+        await collect(service, request_of(**fields))
+    else:
+        fault = await fault_of(service, request_of(**fields))
+        assert (fault.kind, words in fault.message) == (kind, True)
+    await service.stop(1)
+
+
+async def test_lengths(tmp_path: Path) -> None:
+    service = await fake_service(tmp_path)
+    ids = [50] * 200
+    forever = {"ignore_eos": True}
+
+    async def length(**fields: Any) -> int:
+        events = await collect(service, request_of(token_ids=ids, **fields))
+        assert isinstance(events[-1], Finished)
+        return events[-1].usage.completion_tokens
+
+    assert await length(sampling=forever) == 512 - 200
+    assert await length(sampling=forever, default_max_tokens=20) == 20
+    assert await length(sampling={**forever, "max_tokens": 7}) == 7
+    assert await length(sampling={**forever, "max_tokens": 1000}) == 312
+    assert await length(sampling={"max_tokens": 0}) == 0
+    refused = request_of(token_ids=ids, dialect="openai", sampling={"max_tokens": 313})
+    fault = await fault_of(service, refused)
+    assert fault.kind is FaultKind.CONTEXT_OVERFLOW
+    assert "at most 312" in fault.hint
+    await service.stop(1)
+
+
+async def test_stop_strings(tmp_path: Path) -> None:
+    backends = FakeBackends()
+    service = await fake_service(tmp_path, backends=backends)
+    text, last = await answer(service, request_of("one two three", sampling={"stop": ("two",)}))
+    assert (text, last.finish_reason, last.stop_match) == ("one ", "stop_string", "two")
+    assert backends.last("echo").closed == ["r1"]
+    sampling = {"stop": ("two",), "include_stop": True}
+    assert (await answer(service, request_of("one two three", sampling=sampling)))[0] == "one two"
+    sampling = {"stop": ("one",), "min_tokens": 5}
+    assert (await answer(service, request_of("one one one one", sampling=sampling)))[0].count("one") >= 1
+    await service.stop(1)
+
+
+async def test_stop_ids(tmp_path: Path) -> None:
+    service = await fake_service(tmp_path)
+    stop = TOKENIZER.encode_now("!")[0]
+    text, last = await answer(service, request_of("hey! you", sampling={"stop_token_ids": (stop,)}))
+    assert (text, last.stop_match, last.finish_reason) == ("hey", stop, "stop")
+    sampling = {"stop_token_ids": (stop,), "include_stop": True}
+    assert (await answer(service, request_of("hey! you", sampling=sampling)))[0] == "hey!"
+    await service.stop(1)
+
+
+async def test_several_tokens_in_one_event(tmp_path: Path) -> None:
+    ids = TOKENIZER.encode_now("one two three four")
+    backends = FakeBackends({"echo": lambda: ScriptedBackend([TokenEvent(ids, finish="length")])})
+    service = await fake_service(tmp_path, backends=backends)
+    text, last = await answer(service, request_of("x", sampling={"stop": ("two",)}))
+    assert text == "one "
+    assert TOKENIZER.decode_now(last.token_ids, skip_special_tokens=True).startswith("one two")
+    assert len(last.token_ids) < len(ids)
+    await service.stop(1)
+
+
+async def test_logprobs_align_with_tokens(tmp_path: Path) -> None:
+    service = await fake_service(tmp_path)
+    request = request_of("生抽 x", sampling={"logprobs": 2, "prompt_logprobs": 1})
+    events = await collect(service, request)
+    started = events[0]
+    assert isinstance(started, Started)
+    assert started.prompt_logprobs is not None
+    assert [one.token_id for one in started.prompt_logprobs] == started.prompt_token_ids
+    assert started.prompt_logprobs[0].logprob is None
+    for delta in events[1:-1]:
+        assert isinstance(delta, Delta)
+        assert [one.token_id for one in delta.logprobs or []] == delta.token_ids
+        assert all(len(one.top) == 2 for one in delta.logprobs or [])
+    await service.stop(1)
+
+
+async def test_prompt_logprobs_precede_all_answers(tmp_path: Path) -> None:
+    service = await fake_service(tmp_path)
+    events = await collect(service, request_of("hello", n=3, sampling={"prompt_logprobs": 0}))
+    assert isinstance(events[0], Started)
+    assert events[0].prompt_logprobs is not None
+    assert len({event.index for event in events if isinstance(event, Delta)}) == 3
+    await service.stop(1)
+
+
+async def test_n_answers_have_their_own_seed(tmp_path: Path) -> None:
+    backends = FakeBackends()
+    service = await fake_service(tmp_path, backends=backends)
+    events = await collect(service, request_of("hello", n=3, sampling={"seed": 5}))
+    for index in range(3):
+        deltas = [event for event in events if isinstance(event, Delta) and event.index == index]
+        assert "".join(delta.text for delta in deltas) == "hello"
+        assert [delta.finish_reason for delta in deltas if delta.finish_reason] == ["stop"]
+    made = backends.last("echo").requests
+    assert sorted((one.request_id, one.sampling.seed) for one in made) == [
+        ("r1", 5),
+        ("r1-1", 6),
+        ("r1-2", 7),
+    ]
+    await service.stop(1)
+
+
+@pytest.mark.parametrize("name", ["failing", "crashing"])
+@pytest.mark.parametrize("n", [1, 3])
+async def test_engine_faults_end_the_request(tmp_path: Path, name: str, n: int) -> None:
+    service = await fake_service(tmp_path, (name,))
+    last = (await collect(service, request_of("hello", n=n)))[-1]
+    assert isinstance(last, Failed)
+    assert last.fault["kind"] in {"out_of_memory", "model_crashed"}
+    await service.stop(1)
+
+
+async def test_an_engine_that_just_ends_is_a_fault(tmp_path: Path) -> None:
+    backends = FakeBackends({"echo": lambda: ScriptedBackend([TokenEvent([50])])})
+    service = await fake_service(tmp_path, backends=backends)
+    last = (await collect(service, request_of("hello")))[-1]
+    assert isinstance(last, Failed)
+    assert last.fault["kind"] == "internal"
+    await service.stop(1)
+
+
+async def test_closing_at_any_event_cancels_in_the_engine(tmp_path: Path) -> None:
+    for events in range(6):
+        backends = FakeBackends()
+        service = await fake_service(tmp_path / str(events), ("slow",), backends=backends)
+        slow = backends.last("slow")
+        assert isinstance(slow, SlowBackend)
+        slow.allow(events)
+        stream = service.generate(request_of("one two three four"))
+        for _ in range(events):
+            await anext(stream)
+        await stream.aclose()
+        assert slow.running == 0
+        assert len(slow.closed) == len(slow.requests)
+        page, _ = await service.metrics_page()
+        cancelled = b'mindport_requests_total{dialect="mindie",fault="",model="slow",outcome="cancelled",'
+        assert (cancelled in page) == (events > 0)
+        await service.stop(1)
+
+
+async def test_cancelling_the_reader_cancels_in_the_engine(tmp_path: Path) -> None:
+    backends = FakeBackends()
+    service = await fake_service(tmp_path, ("slow",), backends=backends)
+    task = asyncio.create_task(collect(service, request_of("hello there")))
+    slow = backends.last("slow")
+    await until(lambda: slow.running > 0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await until(lambda: slow.running == 0)
+    await service.stop(1)
+
+
+async def test_cancel_by_id(tmp_path: Path) -> None:
+    backends = FakeBackends()
+    limits = ServiceLimits(max_running=1)
+    service = await fake_service(tmp_path, ("slow",), backends=backends, limits=limits)
+    tasks = [
+        asyncio.create_task(collect(service, request_of("hi", request_id=one))) for one in ("a", "b", "a")
+    ]
+    await until(lambda: backends.last("slow").running > 0)
+    assert await service.cancel("a")
+    assert not await service.cancel("nobody")
+    assert isinstance((await tasks[0])[-1], Cancelled)
+    assert isinstance((await tasks[2])[-1], Cancelled)
+    slow = backends.last("slow")
+    assert isinstance(slow, SlowBackend)
+    slow.allow(10)
+    assert isinstance((await tasks[1])[-1], Finished)
+    assert [one.request_id for one in slow.requests] == ["a", "b"]
+    await service.stop(1)
+
+
+async def test_cancel_before_the_first_step(tmp_path: Path) -> None:
+    service = await fake_service(tmp_path)
+    stream = service.generate(request_of("hi", sampling={"prompt_logprobs": 0}))
+    first = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    assert await service.cancel("r1")
+    assert isinstance(await first, Started)
+    assert isinstance(await anext(stream), Cancelled)
+    await stream.aclose()
+    await service.stop(1)
+
+
+async def test_ids_in_flight_are_unique(tmp_path: Path) -> None:
+    backends = FakeBackends()
+    service = await fake_service(tmp_path, backends=backends)
+    await asyncio.gather(*(collect(service, request_of("hi")) for _ in range(3)))
+    ids = [one.request_id for one in backends.last("echo").requests]
+    assert len(set(ids)) == 3
+    await service.stop(1)
+
+
+async def test_overload_and_priority(tmp_path: Path) -> None:
+    backends = FakeBackends()
+    limits = ServiceLimits(max_running=1, max_waiting=2)
+    service = await fake_service(tmp_path, ("slow",), backends=backends, limits=limits)
+    wanted = [("first", 0), ("late", 1), ("urgent", -1)]
+    tasks = []
+    for name, priority in wanted:
+        tasks.append(
+            asyncio.create_task(collect(service, request_of("x", request_id=name, priority=priority)))
+        )
+        await asyncio.sleep(0.01)
+    fault = await fault_of(service, request_of("x"))
+    assert fault.kind is FaultKind.OVERLOADED
+    slow = backends.last("slow")
+    assert isinstance(slow, SlowBackend)
+    slow.allow(100)
+    await asyncio.gather(*tasks)
+    assert [one.request_id for one in slow.requests] == ["first", "urgent", "late"]
+    await service.stop(1)
+
+
+async def test_timeouts_count_the_queue(tmp_path: Path) -> None:
+    limits = ServiceLimits(max_running=1)
+    service = await fake_service(tmp_path, ("slow",), limits=limits)
+    both = await asyncio.gather(*(collect(service, request_of("x", timeout_s=0.02)) for _ in range(2)))
+    for events in both:
+        assert isinstance(events[-1], Failed)
+        assert events[-1].fault["kind"] == "timeout"
+    await service.stop(1)
+
+
+async def test_stopping_refuses_and_drains(tmp_path: Path) -> None:
+    backends = FakeBackends()
+    service = await fake_service(tmp_path, ("slow",), backends=backends)
+    assert service.ready()
+    task = asyncio.create_task(collect(service, request_of("x")))
+    slow = backends.last("slow")
+    await until(lambda: slow.running > 0)
+    stop = asyncio.create_task(service.stop(5))
+    await asyncio.sleep(0)
+    assert not service.ready()
+    assert service.live()
+    assert (await fault_of(service, request_of("y"))).kind is FaultKind.NOT_READY
+    assert isinstance(slow, SlowBackend)
+    slow.allow(5)
+    await stop
+    assert isinstance((await task)[-1], Finished)
+    assert slow.unloaded
+
+
+async def test_stop_cancels_what_does_not_end(tmp_path: Path) -> None:
+    backends = FakeBackends()
+    service = await fake_service(tmp_path, ("slow",), backends=backends)
+    task = asyncio.create_task(collect(service, request_of("x")))
+    await until(lambda: backends.last("slow").running > 0)
+    await service.stop(0.01)
+    assert isinstance((await task)[-1], Cancelled)
+
+
+class FlakyBackend(EchoBackend):
+    """Any step may fail, take a while, or bring down the worker's answer."""
+
+    chance = random.Random(11)
+
+    async def step(self) -> None:
+        luck = self.chance.random()
+        if luck < 0.03:
+            raise Fault(FaultKind.OUT_OF_MEMORY, "unlucky")
+        if luck < 0.05:
+            raise ValueError("a defect")
+        await asyncio.sleep(0.001 if luck < 0.3 else 0)
+
+
+async def test_every_request_ends_once_whatever_happens(tmp_path: Path) -> None:
+    chance = random.Random(5)
+    backends = FakeBackends({"echo": FlakyBackend})
+    limits = ServiceLimits(max_running=4, max_waiting=8)
+    service = await fake_service(tmp_path, backends=backends, limits=limits)
+
+    async def one(number: int) -> str:
+        await asyncio.sleep(chance.random() * 0.05)
+        request = request_of("one two three four", request_id=str(number % 7), n=chance.choice([1, 1, 3]))
+        patience = chance.randrange(40)
+        stream = service.generate(request)
+        seen: list[Event] = []
+        try:
+            async for event in stream:
+                assert not any(isinstance(old, TERMINAL) for old in seen)
+                seen.append(event)
+                if len(seen) > patience:
+                    await stream.aclose()
+                    return "left"
+        except Fault as fault:
+            assert not seen
+            return fault.kind.value
+        if chance.random() < 0.1:
+            await service.cancel(str(number % 7))
+        assert isinstance(seen[-1], TERMINAL)
+        return type(seen[-1]).__name__
+
+    ways = Counter(await asyncio.gather(*(one(number) for number in range(200))))
+    assert {"Finished", "Failed", "left", "overloaded"} <= set(ways)
+    assert backends.last("echo").running == 0
+    page, _ = await service.metrics_page()
+    ended = re.findall(rb"^mindport_requests_total{.*} (\S+)$", page, re.MULTILINE)
+    assert sum(map(float, ended)) == 200
+    assert b'num_requests_waiting{model_name="echo",version="1"} 0.0' in page
+    await service.stop(1)
