@@ -102,10 +102,16 @@ class DaemonService:
     async def cancel(self, request_id: str) -> bool:
         return self._generation.cancel(request_id)
 
+    async def engine_stats(self) -> dict[tuple[str, str], BackendStats | None]:
+        """What each loaded version's engine is doing, by name and version; ``None``: it did not answer."""
+        loaded = self._registry.loaded()
+        stats = await asyncio.gather(*map(_stats, loaded))
+        return {(one.spec.name, one.spec.version): stat for one, stat in zip(loaded, stats, strict=True)}
+
     async def metrics_page(self) -> tuple[bytes, str]:
         """The Prometheus page and its content type."""
         loaded = {(one.spec.name, one.spec.version): one for one in self._registry.loaded()}
-        stats = dict(zip(loaded, await asyncio.gather(*map(_stats, loaded.values())), strict=True))
+        stats = await self.engine_stats()
         snapshots = [
             VersionSnapshot(
                 status=status,

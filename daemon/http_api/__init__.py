@@ -1,0 +1,1 @@
+"""The HTTP front: each dialect parses into ``contract.GenerateRequest`` and formats its events."""

@@ -1,0 +1,1 @@
+"""HTTP API flavours. Each is parse and format; what is true of a request is decided in ``service``."""

@@ -1,0 +1,24 @@
+"""OpenAI's API with vLLM's extra sampling fields: chat completions, completions, models."""
+
+from __future__ import annotations
+
+from starlette.routing import BaseRoute, Route
+
+from daemon.http_api.dialects.openai.chat import Chat
+from daemon.http_api.dialects.openai.completions import Completions
+from daemon.http_api.dialects.openai.models import Models
+from daemon.http_api.errors import Family
+from daemon.http_api.exchange import endpoint
+from daemon.http_api.options import HttpOptions
+from daemon.service.facade import Service
+
+
+def routes(service: Service, options: HttpOptions) -> list[BaseRoute]:
+    chat, completions = Chat(service, options), Completions(service, options)
+    models = Models(service)
+    return [
+        Route("/v1/chat/completions", endpoint(Family.OPENAI, chat.create), methods=["POST"]),
+        Route("/v1/completions", endpoint(Family.OPENAI, completions.create), methods=["POST"]),
+        Route("/v1/models", endpoint(Family.OPENAI, models.list), methods=["GET"]),
+        Route("/v1/models/{model}", endpoint(Family.OPENAI, models.show), methods=["GET"]),
+    ]
