@@ -68,7 +68,9 @@ class Settings(BaseModel):
     threads: int = Field(
         0, ge=0, le=1024, description="compute threads shared by all models; 0 is one a core"
     )
-    max_running: int = Field(64, gt=0, description="requests in work at once, each model")
+    max_running: int | None = Field(
+        None, gt=0, description="requests of each model in work at once; by default what its engine can batch"
+    )
     max_waiting: int = Field(
         256, ge=0, description="further requests that wait, each model; the next is refused"
     )

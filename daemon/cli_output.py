@@ -1,0 +1,213 @@
+"""What the program ``daemon`` prints: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from contract.faults import Fault
+from daemon.notify import StartReport
+from daemon.settings import Settings
+from daemon.state import StateDirectory
+
+if TYPE_CHECKING:
+    from daemon.preflight import Report
+
+SUCCESS = "Daemon start success!"
+"""The line that MindIE users' scripts wait for."""
+
+
+def print_json(data: Any) -> None:
+    click.echo(json.dumps(data, ensure_ascii=False, indent=2, default=str))
+
+
+def print_result(data: dict[str, Any], sentence: str, as_json: bool) -> None:
+    if as_json:
+        print_json(data)
+    else:
+        click.echo(sentence)
+
+
+def print_fault(fault: Fault, as_json: bool) -> None:
+    """One sentence and what to do, on standard error; with ``--json`` the fault on standard output too."""
+    if as_json:
+        print_json({"error": fault.to_dict()})
+    click.echo(click.style("error: ", fg="red", bold=True) + fault.message, err=True)
+    if fault.hint:
+        click.echo(click.style("hint: ", fg="yellow") + fault.hint, err=True)
+
+
+def print_started(info: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json({key: value for key, value in info.items() if key != "token"})
+        return
+    click.echo(SUCCESS)
+    for name, text in (
+        ("http", "inference"),
+        ("grpc", "gRPC"),
+        ("management", "management"),
+        ("metrics", "metrics"),
+    ):
+        if info.get(name):
+            suffix = "/metrics" if name == "metrics" else ""
+            click.echo(f"  {text:<11} {info[name]}{suffix}")
+    click.echo(f"  {'pid':<11} {info['pid']}")
+    click.echo(f"  {'log':<11} {info['log']}")
+    sys.stdout.flush()
+
+
+def print_status(answer: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(answer)
+        return
+    click.echo(f"daemon {'ready' if answer.get('ready') else 'not ready'}, pid {answer.get('pid')}")
+    for name in ("http", "grpc", "management", "metrics"):
+        if answer.get(name):
+            click.echo(f"  {name:<11} {answer[name]}")
+    print_models(answer.get("models", []), False)
+
+
+def print_models(models: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print_json({"models": models})
+        return
+    if not models:
+        click.echo("no models")
+        return
+    header = ("MODEL", "VERSION", "STATE", "BACKEND", "PID", "MEMORY", "RUNNING", "WAITING", "REASON")
+    rows = [header, *(_row(model) for model in models)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _row(model: dict[str, Any]) -> tuple[str, ...]:
+    state = str(model.get("state", ""))
+    if state == "loading":
+        state = f"loading {model.get('progress', 0.0):.0%}"
+    memory = model.get("memory_bytes") or 0
+    stats = model.get("stats") or {}
+    return (
+        str(model.get("name", "")),
+        str(model.get("version", "")),
+        state,
+        str(model.get("backend", "")),
+        str(model.get("pid") or "-"),
+        f"{memory / 2**20:.0f} MiB" if memory else "-",
+        str(stats.get("running", "-")),
+        str(stats.get("waiting", "-")),
+        str(model.get("reason", "")).split("\n", 1)[0],
+    )
+
+
+def print_origins(settings: Settings, origins: dict[str, str], as_json: bool) -> None:
+    values = settings.model_dump(mode="json")
+    flat = {name: _value(values, name) for name in origins}
+    if as_json:
+        print_json({name: {"value": flat[name], "origin": origins[name]} for name in origins})
+        return
+    width = max(len(name) for name in flat)
+    for name, value in flat.items():
+        shown = "off" if value is None and name.endswith("_port") else json.dumps(value, ensure_ascii=False)
+        click.echo(f"{name:<{width}}  {shown}  ({origins[name]})")
+
+
+def _value(values: dict[str, Any], name: str) -> Any:
+    room, _, inner = name.partition(".")
+    return values[room][inner] if inner else values[room]
+
+
+def print_check(report: Report, warnings: list[str], as_json: bool) -> None:
+    if as_json:
+        print_json(report.to_dict() | {"warnings": [*warnings, *report.warnings]})
+        return
+    for line in report.facts:
+        click.echo(line)
+    for warning in (*warnings, *report.warnings):
+        click.echo(click.style("warning: ", fg="yellow") + warning, err=True)
+    for problem in report.problems:
+        click.echo(click.style("error: ", fg="red", bold=True) + str(problem), err=True)
+    if not report.problems:
+        click.echo("ok: the daemon can start")
+
+
+def print_log(state: StateDirectory, lines: int, follow: bool) -> None:
+    from daemon.launch import last_lines
+
+    for line in last_lines(state, lines):
+        click.echo(line, nl=False)
+    if not follow:
+        return
+    with state.log_path.open(encoding="utf-8", errors="replace") as log:
+        log.seek(0, 2)
+        while True:
+            line = log.readline()
+            if line:
+                click.echo(line, nl=False)
+            else:
+                time.sleep(0.2)
+
+
+class LoadProgress:
+    """Loading models on standard error: a bar each on a terminal, else a line per tenth."""
+
+    def __init__(self) -> None:
+        self._live: Any = None
+        self._bars: dict[str, Any] = {}
+        self._tenths: dict[str, int] = {}
+
+    def __enter__(self) -> LoadProgress:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
+            self._live = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, models: list[dict[str, Any]]) -> None:
+        for model in models:
+            name = f"{model['name']}@{model['version']}"
+            if self._live is not None:
+                self._bar(name, model)
+            else:
+                self._line(name, model)
+
+    def _bar(self, name: str, model: dict[str, Any]) -> None:
+        if name not in self._bars:
+            self._bars[name] = self._live.add_task(name, total=1.0, text="")
+        fraction = 1.0 if model["state"] == "ready" else model["progress"]
+        self._live.update(self._bars[name], completed=fraction, text=model["text"] or model["state"])
+
+    def _line(self, name: str, model: dict[str, Any]) -> None:
+        tenth = 10 if model["state"] == "ready" else int(model["progress"] * 10)
+        if model["state"] in ("loading", "ready") and tenth > self._tenths.get(name, -1):
+            self._tenths[name] = tenth
+            click.echo(f"loading {name} {tenth * 10}%", err=True)
+
+
+class ForegroundReport(StartReport):
+    """A start report that also shows progress and the fault to whoever watches the foreground."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self._shown = LoadProgress()
+
+    def progress(self, models: list[dict[str, Any]]) -> None:
+        self._shown.show(models)
+
+    def failed(self, fault: dict[str, Any]) -> None:
+        super().failed(fault)
+        print_fault(Fault.from_dict(fault), as_json=False)

@@ -1,0 +1,94 @@
+"""Sockets and the HTTP servers on them. Ports are bound before any model loads, so a clash shows at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+
+from contract.faults import Fault, FaultKind
+
+BACKLOG = 2048
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A listening socket and the address clients use."""
+
+    name: str
+    sock: socket.socket
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+
+def bind(name: str, host: str, port: int) -> Bound:
+    """Listen on ``host:port``; port 0 takes a free one. Raises ``Fault`` START_FAILED naming the setting."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        sock = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        message = f"{name}: {host} is no address of this machine: {error.strerror}"
+        raise Fault(FaultKind.START_FAILED, message) from None
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        flag = name.replace("_", "-")
+        message = f"{name}: cannot listen on {host}:{port}: {error.strerror}"
+        raise Fault(
+            FaultKind.START_FAILED, message, f"choose another with --{flag}, 0 takes a free one"
+        ) from None
+    sock.setblocking(False)
+    return Bound(name, sock, host, sock.getsockname()[1])
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class HttpListener:
+    """One ASGI application on one bound socket."""
+
+    def __init__(self, bound: Bound, app: Any) -> None:
+        self.bound = bound
+        config = uvicorn.Config(
+            app,
+            http="httptools",
+            lifespan="off",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=1,
+        )
+        self._server = _Server(config)
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self._server.serve([self.bound.sock]), name=self.bound.name)
+        while not self._server.started:
+            if self._task.done():
+                await self._task
+                raise Fault(FaultKind.START_FAILED, f"{self.bound.name}: the HTTP server ended at once")
+            await asyncio.sleep(0.005)
+
+    async def stop(self) -> None:
+        """Close the listener; connections left are cut after a second."""
+        self._server.should_exit = True
+        if self._task is not None:
+            await self._task
