@@ -1,5 +1,4 @@
-"""The network files MindPort has shipped, by SHA-256: code of a model directory that runs without being
-trusted.
+"""The network files MindPort has shipped, by SHA-256: a model directory's code that runs without asking.
 
 Append-only from the first release on: a directory packaged by an old MindPort keeps loading with a new one.
 ``scripts/update_networks.py`` maintains the list.

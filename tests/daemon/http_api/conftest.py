@@ -25,7 +25,7 @@ class Control:
         self.stops: list[bool] = []
 
     async def engines(self) -> dict[tuple[str, str], Any]:
-        return {("tiny", "1"): {"running": 2}}
+        return {("tiny", "2"): {"running": 2}}
 
     def status(self) -> dict[str, Any]:
         return {"version": "9.9", "pid": 1}
