@@ -1,0 +1,298 @@
+"""The worker process: one backend, one model version. Started by ``process``, never by hand.
+
+``python -m daemon.backends.worker_main MODEL@VERSION FD PARENT``
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import faulthandler
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncGenerator, Coroutine
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from contract.faults import Fault, FaultKind
+from daemon.backends.base import (
+    BackendStats,
+    ModelInfo,
+    ModelSpec,
+    Tensor,
+    TensorBackend,
+    TokenBackend,
+    TokenEvent,
+)
+from daemon.backends.channel import (
+    AskStats,
+    Cancel,
+    Channel,
+    ChannelError,
+    Credit,
+    Ended,
+    Frame,
+    Generate,
+    Infer,
+    Load,
+    Loaded,
+    LoadFailed,
+    LoadProgress,
+    Stats,
+    Tensors,
+    Tokens,
+    ToWorker,
+    Unload,
+    merge,
+)
+from daemon.backends.registry import create
+
+_PR_SET_PDEATHSIG = 1
+_TENSOR_CREDIT = 4
+"""Responses of one tensor call that may be on their way unread."""
+_LINGER_S = 2.0
+"""Time for the backend to stop, and for the last frames to leave, when the daemon is gone or unloads."""
+
+_log = logging.getLogger("worker")
+
+
+class Outbox:
+    """Frames on their way to the daemon. What many requests get in one engine step leaves in one write."""
+
+    def __init__(self, channel: Channel[ToWorker]) -> None:
+        self._channel = channel
+        self._tokens: dict[int, list[TokenEvent]] = {}
+        self._progress: LoadProgress | None = None
+        self._frames: list[Frame] = []
+        self._filled = asyncio.Event()
+
+    def put(self, frame: Frame) -> None:
+        self._frames.append(frame)
+        self._filled.set()
+
+    def put_tokens(self, call: int, event: TokenEvent) -> None:
+        self._tokens.setdefault(call, []).append(event)
+        self._filled.set()
+
+    def put_progress(self, fraction: float, text: str) -> None:
+        """Only the latest matters."""
+        self._progress = LoadProgress(fraction, text)
+        self._filled.set()
+
+    async def run(self) -> None:
+        """Send for ever. While the daemon reads slowly, events of one request merge here."""
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await self._filled.wait()
+                self.flush()
+                await self._channel.drain()
+
+    def flush(self) -> None:
+        self._filled.clear()
+        if self._progress is not None:
+            self._send(self._progress)
+            self._progress = None
+        if self._tokens:
+            self._send(Tokens([(call, merge(events)) for call, events in self._tokens.items()]))
+            self._tokens.clear()
+        for frame in self._frames:
+            self._send(frame)
+        self._frames.clear()
+
+    def _send(self, frame: Frame) -> None:
+        try:
+            self._channel.send(frame)
+        except ChannelError as error:
+            if not isinstance(frame, Tensors):
+                raise
+            fault = Fault(FaultKind.TOO_LARGE, f"a response cannot be sent: {error}")
+            self._channel.send(Ended(frame.call, fault.to_dict()))
+
+
+class Worker:
+    """Reads the daemon's frames and runs the backend for them."""
+
+    def __init__(self, channel: Channel[ToWorker]) -> None:
+        self._channel = channel
+        self._outbox = Outbox(channel)
+        self._backend: TokenBackend | TensorBackend | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._calls: dict[int, asyncio.Task[None]] = {}
+        self._credits: dict[int, asyncio.Semaphore] = {}
+
+    async def run(self) -> None:
+        """Until the daemon says so or is gone."""
+        self._spawn(self._outbox.run())
+        while True:
+            frame = await self._channel.receive()
+            if frame is None or isinstance(frame, Unload):
+                break
+            self._handle(frame)
+        for task in self._calls.values():
+            task.cancel()
+        if self._backend is not None:
+            await asyncio.wait_for(self._backend.unload(), _LINGER_S)
+
+    def _handle(self, frame: ToWorker) -> None:
+        match frame:
+            case Load(spec):
+                self._spawn(self._load(spec))
+            case Generate(call) | Infer(call):
+                answering = self._calls[call] = self._spawn(self._answer(frame))
+                answering.add_done_callback(lambda _: self._calls.pop(call, None))
+            case Cancel(call):
+                if (task := self._calls.get(call)) is not None:
+                    task.cancel()
+            case Credit(call):
+                if (credit := self._credits.get(call)) is not None:
+                    credit.release()
+            case AskStats(call):
+                self._spawn(self._stats(call))
+            case Unload():
+                pass
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._over)
+        return task
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # Whoever waits for this would wait for ever; the daemon restarts us instead.
+            _log.critical("the worker is broken", exc_info=error)
+            os._exit(1)
+
+    async def _load(self, spec: ModelSpec) -> None:
+        loop = asyncio.get_running_loop()
+
+        def progress(fraction: float, text: str) -> None:
+            loop.call_soon_threadsafe(self._outbox.put_progress, fraction, text)
+
+        try:
+            backend = create(spec.backend)
+            info = await backend.load(spec, progress)
+        except Exception as error:
+            self._outbox.put(LoadFailed(_fault_of(error, "loading failed").to_dict()))
+            return
+        self._backend = backend
+        self._outbox.put(Loaded(info=info) if isinstance(info, ModelInfo) else Loaded(config=info))
+
+    async def _answer(self, frame: Generate | Infer) -> None:
+        """One call, to exactly one ``Ended`` (unless it is cancelled: then nobody reads)."""
+        fault: Fault | None = None
+        try:
+            if isinstance(frame, Generate):
+                await self._generate(frame)
+            else:
+                await self._infer(frame)
+        except Exception as error:
+            fault = _fault_of(error, "answering failed")
+        self._outbox.put(Ended(frame.call, fault.to_dict() if fault is not None else None))
+
+    async def _generate(self, frame: Generate) -> None:
+        backend = self._backend
+        if backend is None or not hasattr(backend, "generate"):
+            raise Fault(FaultKind.UNSUPPORTED, "this model does not generate tokens")
+        events = cast("AsyncGenerator[TokenEvent, None]", backend.generate(frame.request))
+        async with contextlib.aclosing(events):
+            async for event in events:
+                self._outbox.put_tokens(frame.call, event)
+
+    async def _infer(self, frame: Infer) -> None:
+        backend = self._backend
+        if backend is None or not hasattr(backend, "infer"):
+            raise Fault(FaultKind.UNSUPPORTED, "this model does not take tensors")
+        credit = self._credits[frame.call] = asyncio.Semaphore(_TENSOR_CREDIT)
+        responses = cast("AsyncGenerator[list[Tensor], None]", backend.infer(frame.request))
+        try:
+            async with contextlib.aclosing(responses):
+                async for outputs in responses:
+                    await credit.acquire()
+                    self._outbox.put(Tensors(frame.call, outputs))
+        finally:
+            del self._credits[frame.call]
+
+    async def _stats(self, call: int) -> None:
+        stats = BackendStats()
+        if self._backend is not None:
+            stats = await self._backend.stats()
+        if not stats.memory_bytes:
+            stats = msgspec.structs.replace(stats, memory_bytes=_resident_bytes())
+        self._outbox.put(Stats(call, stats))
+
+    async def drain(self) -> None:
+        """Let the last frames leave."""
+        self._outbox.flush()
+        self._channel.close()
+        await asyncio.wait_for(self._channel.wait_closed(), _LINGER_S)
+
+
+def _fault_of(error: Exception, what: str) -> Fault:
+    if isinstance(error, Fault):
+        return error
+    _log.error("%s", what, exc_info=error)
+    if isinstance(error, MemoryError):
+        return Fault(
+            FaultKind.OUT_OF_MEMORY, f"{what}: out of memory", "free memory, or lower the model's limits"
+        )
+    return Fault(FaultKind.INTERNAL, f"{what}: {type(error).__name__}: {error}", "the daemon's log has more")
+
+
+def _resident_bytes() -> int:
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _die_with(parent: int) -> None:
+    """The kernel kills this process when the daemon dies, however it dies and whatever we are doing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+async def _serve(fd: int) -> None:
+    os.set_inheritable(fd, False)
+    channel: Channel[ToWorker] = await Channel.open(socket.socket(fileno=fd), ToWorker)
+    worker = Worker(channel)
+    serving = asyncio.create_task(worker.run())
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, serving.cancel)
+    with contextlib.suppress(asyncio.CancelledError, TimeoutError):
+        await serving
+    with contextlib.suppress(TimeoutError):
+        await worker.drain()
+
+
+def main() -> None:
+    _title, fd, parent = sys.argv[1:4]
+    _die_with(int(parent))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable()
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
+    code = 0
+    try:
+        asyncio.run(_serve(int(fd)))
+    except ChannelError as error:
+        _log.error("%s", error)
+        code = 1
+    except BaseException:
+        _log.exception("the worker failed")
+        code = 1
+    # Native threads of an engine may hang at interpreter shutdown; nothing here needs one.
+    logging.shutdown()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()
