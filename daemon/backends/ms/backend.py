@@ -1,0 +1,232 @@
+"""Backend ``ms``: the engine behind the token contract. Only the runner imports MindSpore."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Annotated, Protocol
+
+import msgspec
+
+from contract.checksums import sha256_of_file
+from contract.faults import Fault, FaultKind
+from contract.networks import is_known
+from contract.serving import read_serving
+from daemon.backends.base import BackendStats, ModelInfo, ModelSpec, Progress, TokenEvent, TokenRequest
+from daemon.backends.channel import TokenInbox
+from daemon.backends.ms.engine import Engine, EngineSettings, Outcome, Runner
+from daemon.backends.ms.memory import available_bytes, plan_blocks
+from daemon.backends.ms.runner import ModelRunner, RunnerOptions
+from daemon.backends.ms.weights import estimate
+from daemon.backends.options import read_options
+
+_JOIN_S = 5.0
+_EXIT_BROKEN = 70
+
+_log = logging.getLogger(__name__)
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class MsOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options of the backend, from the ``serving`` block or the daemon's settings."""
+
+    context_len: Positive | None = None
+    """Prompt and answer together; default and most: the model's ``limits.max_seq_len``."""
+    max_sequences: Positive = 16
+    """Sequences computed in one step."""
+    kv_cache_bytes: Positive | None = None
+    """Default: all sequences at full length, but at most a share of the memory that the weights leave."""
+    num_blocks: Positive | None = None
+    """KV cache in blocks; goes before ``kv_cache_bytes``."""
+    prefix_cache: bool = True
+    """Sequences with the same beginning share its keys and values."""
+    prefill_chunk: Positive = 256
+    """Prompt tokens of a step in which others get their next token."""
+    max_rows: Positive = 512
+    """Tokens of one step."""
+    max_logit_rows: Positive = 64
+    dtype: str = "auto"
+    """Of the weights in memory: ``auto`` (as stored), ``float32``, ``bfloat16`` or ``float16``."""
+    trust_model_code: bool = False
+    """Run a network file that is not on the list of known ones."""
+
+
+class LoadedRunner(Runner, Protocol):
+    """What the backend needs of ``runner.ModelRunner`` beyond what the engine does."""
+
+    context_len: int
+    weight_bytes: int
+    kv_bytes_per_block: int
+
+    def close(self) -> None: ...
+
+
+class LoadRunner(Protocol):
+    """``ModelRunner.load``."""
+
+    def __call__(self, model_dir: Path, *, options: RunnerOptions, progress: Progress) -> LoadedRunner: ...
+
+
+class MsBackend:
+    """A ``TokenBackend`` on MindSpore."""
+
+    def __init__(self, load_runner: LoadRunner = ModelRunner.load) -> None:
+        self._load_runner = load_runner
+        self._give_up: Callable[[str], None] = _exit_broken
+        self._numbers = itertools.count(1)
+        self._inboxes: dict[int, TokenInbox] = {}
+        self._runner: LoadedRunner | None = None
+        self._engine: Engine | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def load(self, spec: ModelSpec, progress: Progress) -> ModelInfo:
+        """Raises ``Fault``: untrusted code, too little memory, a broken model."""
+        options = read_options(MsOptions, spec.options, "ms")
+        self._loop = asyncio.get_running_loop()
+        self._runner = runner = await asyncio.to_thread(self._start_runner, spec, options, progress)
+        settings = EngineSettings(
+            context_len=_context_len(spec.path, options),
+            max_sequences=options.max_sequences,
+            prefill_chunk=options.prefill_chunk,
+            prefix_cache=options.prefix_cache,
+        )
+        self._engine = engine = Engine(runner, settings, self._emit, self._give_up)
+        engine.start()
+        return _describe(runner, engine, settings, options)
+
+    async def generate(self, request: TokenRequest) -> AsyncIterator[TokenEvent]:
+        engine = self._engine
+        if engine is None:
+            raise Fault(FaultKind.NOT_READY, "the model is not loaded", "load it, then try again")
+        number, inbox = next(self._numbers), TokenInbox()
+        self._inboxes[number] = inbox
+        try:
+            engine.submit(number, request)
+            while not inbox.over:
+                yield await inbox.get()
+        finally:
+            del self._inboxes[number]
+            if not inbox.over:
+                engine.cancel(number)
+
+    async def stats(self) -> BackendStats:
+        return self._engine.stats if self._engine is not None else BackendStats()
+
+    async def unload(self) -> None:
+        engine, runner = self._engine, self._runner
+        self._engine = self._runner = None
+        if engine is not None:
+            engine.stop()
+            await asyncio.to_thread(engine.join, _JOIN_S)
+        if runner is not None:
+            runner.close()
+
+    def _start_runner(self, spec: ModelSpec, options: MsOptions, progress: Progress) -> LoadedRunner:
+        if not options.trust_model_code:
+            _check_network(spec.path)
+        runner_options = RunnerOptions(
+            num_blocks=_num_blocks(spec.path, options),
+            max_rows=options.max_rows,
+            max_logit_rows=options.max_logit_rows,
+            threads=spec.threads,
+            dtype=options.dtype,
+        )
+        return self._load_runner(spec.path, options=runner_options, progress=progress)
+
+    def _emit(self, outcomes: list[tuple[int, Outcome]]) -> None:
+        """From the engine's thread."""
+        if self._loop is not None:
+            # A loop already closed has no readers left.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._deliver, outcomes)
+
+    def _deliver(self, outcomes: list[tuple[int, Outcome]]) -> None:
+        for number, outcome in outcomes:
+            inbox = self._inboxes.get(number)
+            if inbox is None:
+                continue
+            if isinstance(outcome, Fault):
+                inbox.fail(outcome)
+            else:
+                inbox.put(outcome)
+
+
+def _exit_broken(reason: str) -> None:
+    """The daemon starts a new worker."""
+    _log.critical("the engine is broken: %s", reason)
+    logging.shutdown()
+    os._exit(_EXIT_BROKEN)
+
+
+def _check_network(directory: Path) -> None:
+    name = read_serving(directory).network
+    if name is None or Path(name).name != name:
+        message = f'{directory}/config.json, block "serving", names no network file for the ms backend'
+        raise Fault(FaultKind.INVALID_MODEL, message, "package the model again")
+    path = directory / name
+    if not path.is_file():
+        raise Fault(FaultKind.INVALID_MODEL, f"the network file {path} does not exist")
+    if not is_known(sha256_of_file(path)):
+        message = f"{path} is not one of the network files that MindPort ships"
+        hint = "package the model again; if you trust the file, start the daemon with --trust-model-code"
+        raise Fault(FaultKind.UNTRUSTED_CODE, message, hint)
+
+
+def _context_len(directory: Path, options: MsOptions) -> int:
+    limit = read_serving(directory).limits.max_seq_len
+    return min(limit, options.context_len or limit)
+
+
+def _num_blocks(directory: Path, options: MsOptions) -> int:
+    """From the options, else from the memory there is. At least one sequence of full length fits."""
+    need = estimate(directory, options.dtype)
+    size = RunnerOptions(num_blocks=1).block_size
+    least = -(-_context_len(directory, options) // size)
+    if options.num_blocks is None and options.kv_cache_bytes is None:
+        return plan_blocks(
+            available=available_bytes(),
+            weight_bytes=need.weight_bytes,
+            block_bytes=need.kv_bytes_per_block,
+            wanted_blocks=least * options.max_sequences,
+            least_blocks=least,
+        )
+    blocks = options.num_blocks or (options.kv_cache_bytes or 0) // need.kv_bytes_per_block
+    if blocks < least:
+        message = (
+            f"a KV cache of {blocks} blocks holds {blocks * size} tokens; "
+            f"one sequence of full length has {least * size}"
+        )
+        hint = f"set num_blocks to at least {least}, or context_len to at most {blocks * size}"
+        raise Fault(FaultKind.OUT_OF_MEMORY, message, hint)
+    return blocks
+
+
+def _describe(
+    runner: LoadedRunner, engine: Engine, settings: EngineSettings, options: MsOptions
+) -> ModelInfo:
+    kv_bytes = runner.num_blocks * runner.kv_bytes_per_block
+    kv_tokens = runner.num_blocks * runner.block_size
+    return ModelInfo(
+        vocab_size=runner.vocab_size,
+        context_len=settings.context_len,
+        max_sequences=engine.max_sequences,
+        kv_tokens=kv_tokens,
+        memory_bytes=runner.weight_bytes + kv_bytes,
+        dtype=options.dtype,
+        details={
+            "num_blocks": runner.num_blocks,
+            "block_size": runner.block_size,
+            "full_length_sequences": kv_tokens // settings.context_len,
+            "weight_bytes": runner.weight_bytes,
+            "kv_bytes": kv_bytes,
+            "max_rows": runner.max_rows,
+            "prefill_chunk": settings.prefill_chunk,
+            "prefix_cache": settings.prefix_cache,
+        },
+    )

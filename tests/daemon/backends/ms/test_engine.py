@@ -1,0 +1,395 @@
+"""The engine over a toy model whose every wrong block, position or base shows in the tokens."""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from contract.faults import Fault, FaultKind
+from daemon.backends.base import TokenEvent, TokenRequest
+from daemon.backends.channel import merge
+from daemon.backends.ms.engine import MAX_FAILED_STEPS, Engine, EngineSettings, Outcome
+from tests.fakes_engine import FakeRunner, request, toy_answer, toy_row
+
+
+class Harness:
+    """An engine without its thread: tests make the steps."""
+
+    def __init__(self, runner: FakeRunner | None = None, **options: Any) -> None:
+        self.runner = runner or FakeRunner()
+        self.outcomes: dict[int, list[Outcome]] = defaultdict(list)
+        self.given_up: list[str] = []
+        engine_settings = EngineSettings(**{"context_len": 1000, "max_sequences": 4, **options})
+        self.engine = Engine(self.runner, engine_settings, self._emit, self.given_up.append)
+
+    def _emit(self, outcomes: list[tuple[int, Outcome]]) -> None:
+        for number, outcome in outcomes:
+            self.outcomes[number].append(outcome)
+
+    def step(self) -> bool:
+        """``False`` when there was nothing to do."""
+        self.engine.take_orders()
+        stats = self.engine.stats
+        if not stats.running + stats.waiting:
+            return False
+        self.engine.step()
+        return True
+
+    def run(self) -> None:
+        for _ in range(5000):
+            if not self.step():
+                return
+        raise AssertionError("the engine does not come to an end")
+
+    def answer(self, number: int) -> TokenEvent:
+        """All events of one request as one; fails the test when it ended with a fault."""
+        events = self.outcomes[number]
+        assert all(isinstance(event, TokenEvent) for event in events), events
+        return merge([event for event in events if isinstance(event, TokenEvent)])
+
+    def fault(self, number: int) -> Fault:
+        last = self.outcomes[number][-1]
+        assert isinstance(last, Fault)
+        return last
+
+
+def submit_all(harness: Harness, requests: list[TokenRequest]) -> None:
+    for number, asked in enumerate(requests):
+        harness.engine.submit(number, asked)
+
+
+def test_one_request_equals_the_oracle() -> None:
+    harness, asked = Harness(), request([1, 2, 3], 10)
+    harness.engine.submit(1, asked)
+    harness.run()
+    event = harness.answer(1)
+    assert event.token_ids == toy_answer(asked)
+    assert event.finish == "length"
+    assert len(harness.outcomes[1]) == 10
+
+
+def test_stop_token_ends_the_answer() -> None:
+    asked = request([1, 2, 3], 30)
+    stop = toy_answer(asked)[4]
+    asked = request([1, 2, 3], 30, stop_token_ids=(stop,))
+    harness = Harness()
+    harness.engine.submit(1, asked)
+    harness.run()
+    event = harness.answer(1)
+    assert event.token_ids == toy_answer(asked)
+    assert (event.token_ids[-1], event.finish) == (stop, "stop")
+
+
+def test_context_ends_the_answer() -> None:
+    harness = Harness(context_len=12)
+    harness.engine.submit(1, request([1] * 8, 100))
+    harness.run()
+    assert (len(harness.answer(1).token_ids), harness.answer(1).finish) == (4, "length")
+
+
+def test_cache_smaller_than_the_context_ends_the_answer() -> None:
+    harness = Harness(FakeRunner(num_blocks=3))
+    harness.engine.submit(1, request([1] * 8, 100))
+    harness.run()
+    assert (len(harness.answer(1).token_ids), harness.answer(1).finish) == (4, "length")
+
+
+def test_no_tokens_wanted_is_only_the_prompt() -> None:
+    harness = Harness()
+    harness.engine.submit(1, request([1, 2, 3], 0, prompt_logprobs=1))
+    harness.run()
+    event = harness.answer(1)
+    assert (event.token_ids, event.finish) == ([], "length")
+    assert [choice.token_id for choice in event.prompt_choices or ()] == [2, 3]
+
+
+_STORY = [int(token) for token in np.random.default_rng(5).integers(0, 50, 24)]
+
+
+@st.composite
+def prompts(draw: st.DrawFn) -> list[int]:
+    """Mostly with the same beginning, shorter or longer than where the rotary base changes."""
+    return _STORY[: draw(st.integers(0, 24))] + draw(st.lists(st.integers(0, 1), min_size=1, max_size=3))
+
+
+@st.composite
+def workloads(draw: st.DrawFn) -> list[TokenRequest]:
+    requests = []
+    for prompt in draw(st.lists(prompts(), min_size=1, max_size=8)):
+        asked = request(
+            prompt,
+            draw(st.integers(1, 12)),
+            stop_token_ids=(7,) if draw(st.booleans()) else (),
+            prompt_logprobs=draw(st.sampled_from([None, None, 0])),
+        )
+        requests.append(msgspec.structs.replace(asked, priority=draw(st.integers(0, 1))))
+    return requests
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    requests=workloads(),
+    sizes=st.tuples(st.integers(10, 30), st.integers(4, 24), st.integers(3, 8)),
+    prefix_cache=st.booleans(),
+    spread=st.integers(0, 3),
+    cancelled=st.sets(st.integers(0, 7)),
+)
+def test_everybody_gets_the_answer_of_someone_alone(
+    requests: list[TokenRequest],
+    sizes: tuple[int, int, int],
+    prefix_cache: bool,
+    spread: int,
+    cancelled: set[int],
+) -> None:
+    num_blocks, max_rows, max_logit_rows = sizes
+    runner = FakeRunner(num_blocks=num_blocks, max_rows=max_rows, max_logit_rows=max_logit_rows)
+    harness = Harness(runner, prefill_chunk=5, prefix_cache=prefix_cache)
+    for number, asked in enumerate(requests):
+        harness.engine.submit(number, asked)
+        for _ in range(spread):
+            harness.step()
+        if number in cancelled:
+            harness.engine.cancel(number)
+    harness.run()
+    for number, asked in enumerate(requests):
+        got, expected = harness.outcomes[number], toy_answer(asked)
+        if number in cancelled and (not got or merge(got).finish is None):  # type: ignore[arg-type]
+            assert [t for event in got for t in event.token_ids] == expected[: len(got)]  # type: ignore[union-attr]
+            continue
+        assert harness.answer(number).token_ids == expected
+        assert [event.finish is not None for event in got if isinstance(event, TokenEvent)].count(True) == 1
+    assert harness.engine.stats.kv_used_fraction == 0.0
+    assert harness.given_up == []
+
+
+def test_preemption_does_not_change_answers_or_draws() -> None:
+    requests = [request([n] * 6, 20, temperature=1.0, seed=n, top_p=0.9) for n in range(4)]
+    roomy = Harness(FakeRunner(num_blocks=64))
+    tight = Harness(FakeRunner(num_blocks=9))
+    for harness in (roomy, tight):
+        submit_all(harness, requests)
+        harness.run()
+    assert roomy.engine.stats.preemptions == 0
+    assert tight.engine.stats.preemptions > 0
+    for number in range(4):
+        assert tight.answer(number).token_ids == roomy.answer(number).token_ids
+
+
+def test_prefix_is_found_and_counted() -> None:
+    harness = Harness()
+    shared = [1, 2, 3, 4, 5, 6, 7, 8]
+    for number, tail in enumerate(([9], [10], [10, 11])):
+        harness.engine.submit(number, request([*shared, *tail][:10], 3))
+        harness.run()
+    assert [harness.answer(number).cached_tokens for number in range(3)] == [0, 8, 8]
+    assert harness.engine.stats.prefix_hit_tokens == 16
+    assert harness.engine.stats.prompt_tokens == 9 + 9 + 10
+    rows = [sum(len(s.token_ids) for s in step) for step in harness.runner.steps]
+    assert rows == [9, 1, 1, 1, 1, 1, 2, 1, 1]
+
+
+def test_turn_of_a_chat_finds_the_answer_before_it() -> None:
+    harness, asked = Harness(), request([1, 2, 3, 4], 6)
+    harness.engine.submit(1, asked)
+    harness.run()
+    follow_up = request([*asked.prompt_ids, *harness.answer(1).token_ids][:10], 2)
+    harness.engine.submit(2, follow_up)
+    harness.run()
+    assert harness.answer(2).cached_tokens == 8
+    assert harness.answer(2).token_ids == toy_answer(follow_up)
+
+
+def test_prompt_log_probabilities_are_exact_and_complete() -> None:
+    prompt = [int(token) for token in np.random.default_rng(1).integers(0, 50, 30)]
+    harness = Harness()
+    harness.engine.submit(1, request(prompt, 1))
+    harness.run()
+    harness.engine.submit(2, request(prompt, 2, prompt_logprobs=2, logprobs=0))
+    harness.run()
+    event = harness.answer(2)
+    assert event.cached_tokens == 0
+    reported = event.prompt_choices
+    assert reported is not None
+    assert [choice.token_id for choice in reported] == prompt[1:]
+    for position, choice in enumerate(reported):
+        row = toy_row(prompt[: position + 1], 20_000.0).astype(np.float64)
+        expected = row - math.log(np.exp(row).sum())
+        assert choice.logprob == pytest.approx(expected[choice.token_id], abs=1e-5)
+        assert choice.top[0][0] == row.argmax()
+    assert len(event.choices or ()) == 2
+
+
+def test_cancelled_request_gets_nothing_after_the_next_step() -> None:
+    harness = Harness()
+    submit_all(harness, [request([1, 2], 100), request([3, 4], 5)])
+    harness.step()
+    harness.engine.cancel(0)
+    harness.run()
+    assert len(harness.outcomes[0]) == 1
+    assert harness.answer(1).token_ids == toy_answer(request([3, 4], 5))
+    harness.engine.cancel(0)
+    harness.engine.cancel(77)
+    harness.run()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kind", "numbers"),
+    [
+        ([1] * 100, FaultKind.CONTEXT_OVERFLOW, ("100", "100")),
+        ([1] * 60, FaultKind.OUT_OF_MEMORY, ("60", "40")),
+        ([], FaultKind.INVALID_REQUEST, ()),
+        ([1, 50], FaultKind.INVALID_REQUEST, ("50", "50")),
+        ([-1], FaultKind.INVALID_REQUEST, ("-1",)),
+    ],
+)
+def test_request_that_can_never_fit_is_refused(
+    prompt: list[int], kind: FaultKind, numbers: tuple[str, ...]
+) -> None:
+    harness = Harness(FakeRunner(num_blocks=10), context_len=100)
+    with pytest.raises(Fault) as caught:
+        harness.engine.submit(1, request(prompt, 1))
+    assert caught.value.kind is kind
+    assert all(number in caught.value.message for number in numbers)
+
+
+def test_request_that_just_fits_is_served() -> None:
+    harness = Harness(FakeRunner(num_blocks=10))
+    harness.engine.submit(1, request([1] * 39, 100))
+    harness.run()
+    assert len(harness.answer(1).token_ids) == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"prompt_logprobs": 0}, {"temperature": 1.0}])
+def test_nan_fails_its_request_alone_and_is_not_cached(options: dict[str, Any]) -> None:
+    harness = Harness()
+    harness.runner.nan_token = 13
+    poisoned = [*[1] * 18, 13]
+    submit_all(harness, [request(poisoned, 5, **options), request([1, 2, 3], 5)])
+    harness.run()
+    assert "not finite" in harness.fault(0).message
+    assert harness.answer(1).token_ids == toy_answer(request([1, 2, 3], 5))
+    harness.runner.nan_token = None
+    harness.engine.submit(3, request(poisoned, 2))
+    harness.run()
+    assert harness.answer(3).cached_tokens == 0
+
+
+class Picky(FakeRunner):
+    """Refuses every step with a certain token in it."""
+
+    def execute(self, segments: Any) -> Any:
+        if any(13 in segment.token_ids for segment in segments):
+            raise Fault(FaultKind.INTERNAL, "logits are NaN")
+        return super().execute(segments)
+
+
+def test_step_that_fails_is_tried_one_by_one_to_find_who_is_to_blame() -> None:
+    harness = Harness(Picky())
+    requests = [request([1, 2, 3], 5), request([4, 13], 5), request([5, 6, 7], 5)]
+    submit_all(harness, requests)
+    harness.run()
+    assert harness.fault(1).message == "logits are NaN"
+    for number in (0, 2):
+        assert harness.answer(number).token_ids == toy_answer(requests[number])
+    assert harness.given_up == []
+
+
+def test_runner_that_always_fails_fails_requests_and_then_gives_up() -> None:
+    harness = Harness()
+    harness.runner.error = RuntimeError("no such operator")
+    for number in range(MAX_FAILED_STEPS):
+        assert harness.given_up == []
+        harness.engine.submit(number, request([1, 2], 5))
+        harness.run()
+        assert "no such operator" in harness.fault(number).message
+    assert harness.given_up == ["3 steps failed in a row"]
+    assert harness.engine.stats.kv_used_fraction == 0.0
+
+
+def test_negative_seed_is_a_seed() -> None:
+    harness = Harness()
+    submit_all(harness, [request([1], 9, temperature=1.0, seed=-5) for _ in range(2)])
+    harness.run()
+    assert harness.answer(0).token_ids == harness.answer(1).token_ids
+
+
+def test_one_good_step_forgives_the_failures_before() -> None:
+    harness = Harness()
+    for number in range(10):
+        harness.runner.error = RuntimeError("now and then") if number % 3 else None
+        harness.engine.submit(number, request([1, 2], 1))
+        harness.run()
+    assert harness.given_up == []
+
+
+class Threaded(Harness):
+    """With its thread; events arrive in a queue."""
+
+    def __init__(self, runner: FakeRunner | None = None) -> None:
+        super().__init__(runner)
+        self.arrived: queue.Queue[tuple[int, Outcome]] = queue.Queue()
+        self.engine.start()
+
+    def _emit(self, outcomes: list[tuple[int, Outcome]]) -> None:
+        for outcome in outcomes:
+            self.arrived.put(outcome)
+
+    def next(self) -> tuple[int, Outcome]:
+        return self.arrived.get(timeout=5)
+
+
+@pytest.fixture
+def threaded() -> Iterator[Threaded]:
+    harness = Threaded()
+    yield harness
+    harness.engine.stop()
+    harness.engine.join(5)
+
+
+def test_thread_serves_requests_from_others(threaded: Threaded) -> None:
+    requests = [request([number, 1, 2], 8) for number in range(12)]
+    threads = [
+        threading.Thread(target=threaded.engine.submit, args=(number, asked))
+        for number, asked in enumerate(requests)
+    ]
+    for thread in threads:
+        thread.start()
+    tokens: dict[int, list[int]] = defaultdict(list)
+    for _ in range(12 * 8):
+        number, event = threaded.next()
+        assert isinstance(event, TokenEvent)
+        tokens[number] += event.token_ids
+    assert tokens == {number: toy_answer(asked) for number, asked in enumerate(requests)}
+    for thread in threads:
+        thread.join()
+
+
+def test_idle_engine_does_not_spin(threaded: Threaded) -> None:
+    threaded.engine.submit(1, request([1], 1))
+    threaded.next()
+    before = time.process_time()
+    time.sleep(0.3)
+    assert time.process_time() - before < 0.1
+
+
+def test_stopping_fails_what_is_in_flight(threaded: Threaded) -> None:
+    threaded.engine.submit(1, request([1], 100_000))
+    threaded.next()
+    threaded.engine.stop()
+    threaded.engine.join(5)
+    last = None
+    while not threaded.arrived.empty():
+        _, last = threaded.next()
+    assert isinstance(last, Fault)
+    assert last.kind is FaultKind.NOT_READY
