@@ -90,8 +90,8 @@ def _row(model: dict[str, Any]) -> tuple[str, ...]:
     state = str(model.get("state", ""))
     if state == "loading":
         state = f"loading {model.get('progress', 0.0):.0%}"
-    memory = model.get("memory_bytes") or 0
     stats = model.get("stats") or {}
+    memory = stats.get("memory_bytes") or model.get("memory_bytes") or 0
     return (
         str(model.get("name", "")),
         str(model.get("version", "")),

@@ -18,7 +18,9 @@ from daemon.mindie_config import is_mindie, read_mindie
 from daemon.settings import Settings
 
 ENV_PREFIX = "MINDPORT_"
-_OTHER_PROGRAMS = frozenset({"MINDPORT_URL", "MINDPORT_GRPC", "MINDPORT_API_KEY", "MINDPORT_WEIGHTS"})
+_OTHER_PROGRAMS = frozenset(
+    {"MINDPORT_URL", "MINDPORT_GRPC", "MINDPORT_API_KEY", "MINDPORT_WEIGHTS", "MINDPORT_DEBUG"}
+)
 _INTERNAL = ("MINDPORT_KERNELS_",)
 
 

@@ -1,0 +1,9 @@
+"""Settings of the test process itself."""
+
+from __future__ import annotations
+
+import os
+
+# MindSpore registers the same descriptors as protobuf's C++ runtime, and one process cannot hold both. Users
+# never meet this: MindSpore lives in workers, which load no gRPC. Tests of the engine run in this process.
+os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
