@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Callable
@@ -107,10 +108,12 @@ class Daemon:
 
     async def stop(self, drain_s: float) -> None:
         """Unready at once; running requests get ``drain_s`` seconds; then everything goes."""
-        await self._service.stop(drain_s)
-        if self._grpc is not None:
-            await self._grpc.stop(0)
-            self._grpc = None
+        self._service.begin_stop()
+        grpc, self._grpc = self._grpc, None
+        if grpc is not None:
+            await asyncio.gather(self._service.stop(drain_s), grpc.stop(drain_s))
+        else:
+            await self._service.stop(drain_s)
         while self._listeners:
             await self._listeners.pop().stop()
 

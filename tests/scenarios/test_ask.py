@@ -85,10 +85,11 @@ def test_completions_echo_prompt_with_its_logprobs(daemon: RunningDaemon) -> Non
     logprobs = answer.choices[0].logprobs
     assert logprobs is not None
     assert logprobs.token_logprobs is not None
-    assert logprobs.token_logprobs[0] is None
-    assert all(value is not None and value <= 0 for value in logprobs.token_logprobs[1:])
+    values: list[float | None] = list(logprobs.token_logprobs)
+    assert values[0] is None
+    assert all(value is not None and value <= 0 for value in values[1:])
     assert answer.usage is not None
-    assert len(logprobs.token_logprobs) == answer.usage.total_tokens
+    assert len(values) == answer.usage.total_tokens
 
 
 def inputs_of(kind: type[Any], **values: Any) -> list[Any]:

@@ -78,7 +78,8 @@ def parse(data: Mapping[str, Any], request_id: str, options: HttpOptions) -> Com
         own_id = request_id if len(prompts) == 1 else f"{request_id}-{index}"
         request = generate_request(body, own_id, sampling)
         request.model = model_name(body, options)
-        request.default_max_tokens = DEFAULT_MAX_TOKENS
+        # An explicit null asks for the rest of the context, silence for the dialect's few tokens.
+        request.default_max_tokens = None if "max_tokens" in body.model_fields_set else DEFAULT_MAX_TOKENS
         if isinstance(prompt, str):
             request.text = prompt
         else:
