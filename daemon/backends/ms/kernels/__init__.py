@@ -1,0 +1,252 @@
+"""The C++ kernels of the CPU engine, by way of ctypes: packed weights, models, blocks, steps.
+
+Imports neither MindSpore nor anything of ours. Objects of the library are named by integer handles; every
+function that can fail raises ``KernelError``. Calls release the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+
+LIBRARY = Path(__file__).with_name("libmindport_kernels.so")
+
+FORMATS: Mapping[str, int] = MappingProxyType({"float32": 0, "bfloat16": 1, "float16": 2})
+"""Weight formats, as the C++ side numbers them."""
+FORMAT_BYTES: Mapping[str, int] = MappingProxyType({"float32": 4, "bfloat16": 2, "float16": 2})
+ISA_VARIABLE = "MINDPORT_KERNELS_ISA"
+"""Environment variable that forces an instruction set: ``portable``, ``avx2`` or ``avx512``."""
+PANEL_ROWS = 16
+"""Rows of a packed panel, and positions of a KV block."""
+
+EMBEDDING, ATTENTION, FEED_FORWARD, HEAD = range(4)
+"""Kinds of block."""
+IN_MATRIX, OUT_MATRIX = range(2)
+"""Matrix slots: table, qkv or gate-up; output projection."""
+NORM, IN_BIAS, OUT_BIAS, UP_BIAS, SLOPES = range(5)
+"""Vector slots."""
+
+FloatArray = npt.NDArray[np.float32]
+
+_OUT_OF_MEMORY = -2
+_INT64 = ctypes.c_int64
+_POINTER = ctypes.c_void_p
+_SIGNATURES: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {
+        "mp_set_threads": (1, 0),
+        "mp_matrix_new": (4, 0),
+        "mp_matrix_free": (1, 0),
+        "mp_matrix_bytes": (1, 0),
+        "mp_model_new": (3, 0),
+        "mp_model_free": (1, 0),
+        "mp_block_new": (1, 2),
+        "mp_block_set_matrix": (3, 0),
+        "mp_block_set_vector": (5, 1),
+        "mp_step": (2, 3),
+        "mp_copy_block": (3, 0),
+        "mp_run_block": (1, 2),
+    }
+)
+"""Functions taking so many integers, then so many pointers, and returning an integer."""
+
+
+class KernelError(Exception):
+    """The library refused a call; the text says why."""
+
+    def __init__(self, message: str, *, out_of_memory: bool = False) -> None:
+        super().__init__(message)
+        self.out_of_memory = out_of_memory
+
+
+def pointer(array: npt.NDArray[np.generic]) -> int:
+    """The address of a C-contiguous array's data. Raises ``KernelError`` for any other."""
+    if not array.flags.c_contiguous:
+        raise KernelError("the kernels take C-contiguous arrays only")
+    return array.ctypes.data
+
+
+class Kernels:
+    """The loaded library. Loading it again gives the same one: its state belongs to the process."""
+
+    def __init__(self, path: Path = LIBRARY) -> None:
+        """Raises ``KernelError`` when the library was not built or does not fit this machine."""
+        self.path = path
+        if not path.is_file():
+            raise KernelError(f"{path} does not exist: the kernels were not built")
+        try:
+            self._library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise KernelError(f"{path} cannot be loaded: {error}") from None
+        self._declare()
+        wanted = os.environ.get(ISA_VARIABLE)
+        if wanted and not self.select_isa(wanted):
+            raise KernelError(
+                f"{ISA_VARIABLE} is {wanted!r}: no such instruction set, or this processor lacks it"
+            )
+
+    def _declare(self) -> None:
+        library = self._library
+        for name, (integers, pointers) in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.argtypes = [_INT64] * integers + [_POINTER] * pointers
+            function.restype = _INT64
+        library.mp_matrix_pack.argtypes = [_INT64] * 4 + [_POINTER, _INT64]
+        library.mp_matmul.argtypes = [_INT64, _POINTER, _INT64, _INT64, _POINTER]
+        library.mp_matrix_pack.restype = library.mp_matmul.restype = library.mp_threads.restype = _INT64
+        library.mp_select_isa.argtypes = [ctypes.c_char_p]
+        library.mp_failure.argtypes = [_INT64]
+        for name in ("mp_error", "mp_isa", "mp_failure"):
+            getattr(library, name).restype = ctypes.c_char_p
+        library.mp_logits.argtypes = [_INT64, ctypes.POINTER(_INT64)]
+        library.mp_logits.restype = _POINTER
+        library.mp_rms_norm.argtypes = [_POINTER, _POINTER, ctypes.c_float, _INT64, _POINTER]
+        for name in ("mp_exp", "mp_silu"):
+            getattr(library, name).argtypes = [_POINTER, _INT64, _POINTER]
+        library.mp_softmax.argtypes = library.mp_finite.argtypes = [_POINTER, _INT64]
+        library.mp_softmax.restype = ctypes.c_float
+        library.mp_finite.restype = _INT64
+
+    def _check(self, status: int) -> int:
+        if status >= 0:
+            return status
+        message = self._library.mp_error().decode("utf-8", "replace")
+        raise KernelError(message, out_of_memory=status == _OUT_OF_MEMORY)
+
+    # The processor.
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use: ``portable``, ``avx2`` or ``avx512``."""
+        name: bytes = self._library.mp_isa()
+        return name.decode()
+
+    def select_isa(self, name: str) -> bool:
+        """Use this instruction set from now on; false when the processor lacks it. For tests."""
+        return bool(self._library.mp_select_isa(name.encode()) == 0)
+
+    @property
+    def threads(self) -> int:
+        return int(self._library.mp_threads())
+
+    @threads.setter
+    def threads(self, count: int) -> None:
+        self._check(self._library.mp_set_threads(count))
+
+    # Matrices.
+
+    def new_matrix(self, rows: int, cols: int, *, parts: int = 1, dtype: str = "float32") -> int:
+        """Room for a packed [rows, cols] matrix; ``parts`` of them take turns by panels (gate and up)."""
+        return self._check(self._library.mp_matrix_new(rows, cols, parts, FORMATS[dtype]))
+
+    def free_matrix(self, matrix: int) -> None:
+        self._check(self._library.mp_matrix_free(matrix))
+
+    def matrix_bytes(self, matrix: int) -> int:
+        return self._check(self._library.mp_matrix_bytes(matrix))
+
+    def pack(self, matrix: int, rows: tuple[int, int, int], source: int, dtype: str) -> int:
+        """Packs ``rows`` = (part, first, count) from row-major memory at address ``source``.
+
+        Returns how many of the elements are infinite or NaN. Different rows may be packed in parallel.
+        """
+        return self._check(self._library.mp_matrix_pack(matrix, *rows, source, FORMATS[dtype]))
+
+    def matmul(self, matrix: int, a: FloatArray, panels: int) -> FloatArray:
+        """``a`` [m, cols] times the matrix transposed: [m, 16 * panels], padding columns included."""
+        out = np.empty((a.shape[0], panels * PANEL_ROWS), np.float32)
+        status = self._library.mp_matmul(matrix, pointer(a), a.shape[1], a.shape[0], pointer(out))
+        self._check(status)
+        return out
+
+    # Models and blocks.
+
+    def new_model(self, max_rows: int, max_logit_rows: int, num_blocks: int) -> int:
+        return self._check(self._library.mp_model_new(max_rows, max_logit_rows, num_blocks))
+
+    def free_model(self, model: int) -> None:
+        """Frees the model with its blocks and caches, and the matrices that nothing else names."""
+        self._check(self._library.mp_model_free(model))
+
+    def new_block(self, model: int, shape: Sequence[int], eps: float, scale: float) -> int:
+        """``shape``: kind, hidden, inner, heads, kv heads, head_dim, rotary_dim; 0 where without meaning."""
+        numbers = np.array(shape, np.int64)
+        reals = np.array([eps, scale], np.float64)
+        return self._check(self._library.mp_block_new(model, pointer(numbers), pointer(reals)))
+
+    def set_matrix(self, block: int, slot: int, matrix: int) -> None:
+        self._check(self._library.mp_block_set_matrix(block, slot, matrix))
+
+    def set_vector(self, block: int, slot: int, values: FloatArray, *, size: int, first: int = 0) -> None:
+        """Sets elements [first, first + len(values)) of a vector of ``size`` elements."""
+        function = self._library.mp_block_set_vector
+        self._check(function(block, slot, size, first, values.size, pointer(values)))
+
+    # Steps.
+
+    def begin_step(
+        self,
+        model: int,
+        shape: npt.NDArray[np.int64],
+        rope: npt.NDArray[np.float64],
+        tables: npt.NDArray[np.int32],
+    ) -> int:
+        """Describes the next step; returns its serial number, which the operators are given.
+
+        ``shape`` [segments, 4]: rows, first position, length of the block table, first row that wants logits;
+        ``rope`` [segments, 2]: base, scale; ``tables``: the block tables one after the other.
+        """
+        function = self._library.mp_step
+        return self._check(function(model, len(shape), pointer(shape), pointer(rope), pointer(tables)))
+
+    def failure(self, model: int) -> str:
+        """Why an operator of the last step failed; empty when none did."""
+        text: bytes = self._library.mp_failure(model)
+        return text.decode("utf-8", "replace")
+
+    def logits(self, model: int, rows: int, vocab: int) -> FloatArray:
+        """The last step's logits [rows, vocab]: a view of the library's memory, valid until the next step."""
+        stride = _INT64(0)
+        address = self._library.mp_logits(model, ctypes.byref(stride))
+        if rows == 0 or not address:
+            return np.empty((0, vocab), np.float32)
+        memory = (ctypes.c_float * (rows * stride.value)).from_address(address)
+        flat: FloatArray = np.ctypeslib.as_array(memory)
+        return flat.reshape(rows, stride.value)[:, :vocab]
+
+    def copy_block(self, model: int, src: int, dst: int) -> None:
+        self._check(self._library.mp_copy_block(model, src, dst))
+
+    # Single kernels, for tests.
+
+    def run_block(self, block: int, x: npt.NDArray[np.generic], out: FloatArray) -> None:
+        self._check(self._library.mp_run_block(block, pointer(x), pointer(out)))
+
+    def rms_norm(self, x: FloatArray, weight: FloatArray, eps: float) -> FloatArray:
+        out = np.empty_like(x)
+        self._library.mp_rms_norm(pointer(x), pointer(weight), eps, x.size, pointer(out))
+        return out
+
+    def exp(self, x: FloatArray) -> FloatArray:
+        out = np.empty_like(x)
+        self._library.mp_exp(pointer(x), x.size, pointer(out))
+        return out
+
+    def silu(self, x: FloatArray) -> FloatArray:
+        out = np.empty_like(x)
+        self._library.mp_silu(pointer(x), x.size, pointer(out))
+        return out
+
+    def softmax(self, x: FloatArray) -> FloatArray:
+        padded = np.zeros(-(-x.size // PANEL_ROWS) * PANEL_ROWS, np.float32)
+        padded[: x.size] = x
+        total = self._library.mp_softmax(pointer(padded), x.size)
+        return (padded[: x.size] / np.float32(total)).astype(np.float32)
+
+    def finite(self, x: FloatArray) -> bool:
+        return bool(self._library.mp_finite(pointer(x), x.size))

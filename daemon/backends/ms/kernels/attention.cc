@@ -1,0 +1,197 @@
+#include "attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "table.h"
+#include "threadpool.h"
+
+namespace mindport {
+namespace {
+
+constexpr int64_t kChunk = 512;  // positions whose softmax is taken together; fixed, it decides the order of sums
+constexpr int64_t kTilesAtOnce = 6;  // tiles of query rows per task: they share the keys and values in the cache
+
+// Attention of some query rows of one kv head: `count` tokens times the heads of the group.
+class QueryGroup {
+ public:
+  QueryGroup(const HeadShape& shape, const std::vector<float>& slopes, const LayerCache& cache, const Segment& segment,
+             int64_t kv_head)
+      : shape_(shape), slopes_(slopes), cache_(cache), segment_(segment), kv_head_(kv_head), table_(kernels()) {}
+
+  // `queries` [count * group][head_dim]; `scratch` from scratch_floats(); token i writes to out + i * out_row.
+  void run(const float* queries, int64_t first, int64_t count, float* scratch, float* out, int64_t out_row) {
+    rows_ = count * shape_.group();
+    first_ = segment_.start + first;
+    scores_ = scratch;
+    values_ = scores_ + rows_ * kChunk;
+    chunk_values_ = values_ + rows_ * shape_.padded_dim();
+    states_.assign(static_cast<size_t>(rows_), SoftmaxState{-INFINITY, 0.0f});
+    const int64_t context = first_ + count;
+    for (int64_t chunk = 0; chunk < context; chunk += kChunk) {
+      const int64_t length = std::min(kChunk, context - chunk);
+      each_tile([&](int64_t row, int64_t rows) { score(queries, chunk, length, row, rows); });
+      weigh(chunk, length);
+      for (int64_t p = 0; p < length; p += 16)
+        blocks_[p / 16] = cache_.values(segment_.blocks[(chunk + p) / 16], kv_head_);
+      each_tile([&](int64_t row, int64_t rows) { gather(length, row, rows); });
+      join(chunk);
+    }
+    const int64_t group = shape_.group(), dim = shape_.head_dim;
+    for (int64_t r = 0; r < rows_; ++r)
+      table_.divide(values_ + r * shape_.padded_dim(), states_[static_cast<size_t>(r)].total, dim,
+                    out + r / group * out_row + (kv_head_ * group + r % group) * dim);
+  }
+
+  static int64_t scratch_floats(const HeadShape& shape, int64_t tokens) {
+    return tokens * shape.group() * (kChunk + 2 * shape.padded_dim());
+  }
+
+ private:
+  template <class Body>
+  void each_tile(const Body& body) const {
+    const int64_t tiles = (rows_ + table_.tile_rows - 1) / table_.tile_rows;
+    for (int64_t t = 0, row = 0; t < tiles; ++t) {
+      const int64_t rows = (rows_ - row) / (tiles - t);
+      body(row, rows);
+      row += rows;
+    }
+  }
+
+  int64_t position(int64_t row) const { return first_ + row / shape_.group(); }
+
+  // How many positions of the chunk a row sees.
+  int64_t visible(int64_t row, int64_t chunk) const {
+    return std::clamp<int64_t>(position(row) + 1 - chunk, 0, kChunk);
+  }
+
+  // Two blocks at a time: their keys are two panels, however far apart.
+  void score(const float* queries, int64_t chunk, int64_t length, int64_t row, int64_t rows) const {
+    const auto& widths = table_.tile[0][rows];
+    const float* q = queries + row * shape_.head_dim;
+    for (int64_t p = 0; p < length;) {
+      const float* keys = cache_.keys(segment_.blocks[(chunk + p) / 16], kv_head_);
+      const bool pair = widths[1] != nullptr && p + 16 < length;
+      const int64_t apart = pair ? cache_.keys(segment_.blocks[(chunk + p) / 16 + 1], kv_head_) - keys : 0;
+      widths[pair]({q, shape_.head_dim, keys, apart, shape_.head_dim, scores_ + row * kChunk + p, kChunk, false});
+      p += pair ? 32 : 16;
+    }
+  }
+
+  void weigh(int64_t chunk, int64_t length) {
+    chunk_states_.resize(states_.size());
+    for (int64_t r = 0; r < rows_; ++r) {
+      float* scores = scores_ + r * kChunk;
+      const int64_t seen = std::min(visible(r, chunk), length);
+      if (!slopes_.empty()) {
+        const int64_t head = kv_head_ * shape_.group() + r % shape_.group();
+        table_.alibi(slopes_[static_cast<size_t>(head)], chunk - position(r), seen, scores);
+      }
+      chunk_states_[static_cast<size_t>(r)] = table_.softmax(scores, seen, round_up(length, 16));
+    }
+  }
+
+  void gather(int64_t length, int64_t row, int64_t rows) const {
+    const auto& widths = table_.gather_tile[rows];
+    const int64_t dim = shape_.padded_dim(), panels = dim / 16;
+    for (int64_t panel = 0; panel < panels;) {
+      int log = kTileWidths - 1;
+      while (log > 0 && (widths[log] == nullptr || panel + (1 << log) > panels)) --log;
+      widths[log]({scores_ + row * kChunk, kChunk, blocks_, panel * 256, length, chunk_values_ + row * dim + panel * 16,
+                   dim});
+      panel += 1 << log;
+    }
+  }
+
+  void join(int64_t chunk) {
+    const int64_t dim = shape_.padded_dim();
+    for (int64_t r = 0; r < rows_; ++r) {
+      if (visible(r, chunk) == 0) continue;
+      float* values = values_ + r * dim;
+      const float* more = chunk_values_ + r * dim;
+      auto& state = states_[static_cast<size_t>(r)];
+      if (chunk == 0) {
+        state = chunk_states_[static_cast<size_t>(r)];
+        std::memcpy(values, more, static_cast<size_t>(dim) * sizeof(float));
+      } else {
+        table_.merge(&state, values, chunk_states_[static_cast<size_t>(r)], more, dim);
+      }
+    }
+  }
+
+  const HeadShape& shape_;
+  const std::vector<float>& slopes_;
+  const LayerCache& cache_;
+  const Segment& segment_;
+  int64_t kv_head_;
+  const KernelTable& table_;
+  int64_t rows_ = 0, first_ = 0;
+  float *scores_ = nullptr, *values_ = nullptr, *chunk_values_ = nullptr;
+  const float* blocks_[kChunk / 16];  // where the values of the chunk lie
+  std::vector<SoftmaxState> states_, chunk_states_;
+};
+
+}  // namespace
+
+LayerCache::LayerCache(const HeadShape& shape, int64_t num_blocks) : shape_(shape) {
+  memory_ = Memory(static_cast<size_t>(num_blocks * block_bytes()));
+}
+
+void LayerCache::write(int64_t block, int64_t slot, int64_t kv_head, const float* key, const float* value) {
+  float* k = keys(block, kv_head) + slot;
+  for (int64_t i = 0; i < shape_.head_dim; ++i) k[i * 16] = key[i];
+  float* v = values(block, kv_head) + slot * 16;
+  for (int64_t i = 0; i < shape_.head_dim; ++i) v[i / 16 * 256 + i % 16] = value[i];
+}
+
+void LayerCache::copy(int64_t from, int64_t to) {
+  std::memcpy(keys(to, 0), keys(from, 0), static_cast<size_t>(block_bytes()));
+}
+
+void Attention::scatter(Step& step, float* projected, int64_t stride, float* queries, LayerCache& cache) const {
+  const int64_t dim = shape_.head_dim, group = shape_.group(), half = shape_.rotary_dim / 2;
+  const float* cos = half > 0 ? step.cos(half) : nullptr;
+  const float* sin = half > 0 ? step.sin(half) : nullptr;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
+  const KernelTable& table = kernels();
+  const auto row_of_heads = [&](int64_t row, int64_t kv) {
+    float* q = projected + row * stride + kv * group * dim;
+    float* k = projected + row * stride + (shape_.heads + kv) * dim;
+    const float* v = projected + row * stride + (shape_.heads + shape_.kv_heads + kv) * dim;
+    for (int64_t h = 0; half > 0 && h < group; ++h) table.rotate(q + h * dim, cos + row * half, sin + row * half, half);
+    if (half > 0) table.rotate(k, cos + row * half, sin + row * half, half);
+    table.scale(scale, group * dim, q);
+    std::memcpy(queries + (kv * step.rows + row) * group * dim, q, static_cast<size_t>(group * dim) * sizeof(float));
+    const Segment& segment = step.segments[static_cast<size_t>(step.segment_of(row))];
+    const int64_t position = step.position(row);
+    cache.write(segment.blocks[position / 16], position % 16, kv, k, v);
+  };
+  ThreadPool::instance().each(step.rows * shape_.kv_heads, 16, [&](int64_t first, int64_t last, int) {
+    for (int64_t i = first; i < last; ++i) row_of_heads(i / shape_.kv_heads, i % shape_.kv_heads);
+  });
+}
+
+void Attention::attend(Step& step, const float* queries, const LayerCache& cache, float* out) const {
+  static std::vector<Memory> scratch;
+  auto& pool = ThreadPool::instance();
+  const int64_t group = shape_.group(), dim = shape_.head_dim;
+  const int64_t tokens = std::max<int64_t>(1, kTilesAtOnce * kernels().tile_rows / group);
+  const auto& tasks = step.tasks(tokens);
+  scratch.resize(std::max(scratch.size(), static_cast<size_t>(pool.size())));
+  pool.each(static_cast<int64_t>(tasks.size()) * shape_.kv_heads, 1, [&](int64_t first, int64_t last, int worker) {
+    const auto floats = static_cast<size_t>(QueryGroup::scratch_floats(shape_, tokens));
+    float* memory = scratch[static_cast<size_t>(worker)].at_least(floats);
+    for (int64_t i = first; i < last; ++i) {
+      const AttentionTask& task = tasks[static_cast<size_t>(i / shape_.kv_heads)];
+      const int64_t kv = i % shape_.kv_heads;
+      const Segment& segment = step.segments[static_cast<size_t>(task.segment)];
+      const int64_t row = segment.row + task.first;
+      QueryGroup(shape_, slopes_, cache, segment, kv)
+          .run(queries + (kv * step.rows + row) * group * dim, task.first, task.count, memory,
+               out + row * shape_.heads * dim, shape_.heads * dim);
+    }
+  });
+}
+
+}  // namespace mindport

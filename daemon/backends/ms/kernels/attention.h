@@ -1,0 +1,54 @@
+// The paged key-value cache of one layer, and attention over it.
+#pragma once
+
+#include <vector>
+
+#include "memory.h"
+#include "step.h"
+
+namespace mindport {
+
+struct HeadShape {
+  int64_t heads, kv_heads, head_dim, rotary_dim;
+  int64_t group() const { return heads / kv_heads; }
+  int64_t padded_dim() const { return (head_dim + 15) / 16 * 16; }
+};
+
+// Per block and kv head: keys [head_dim][16 positions], then values [padded_dim / 16][16 positions][16], both panels
+// of the matrix kernels.
+class LayerCache {
+ public:
+  LayerCache(const HeadShape& shape, int64_t num_blocks);
+
+  float* keys(int64_t block, int64_t kv_head) const {
+    return memory_.floats() + (block * shape_.kv_heads + kv_head) * head_floats();
+  }
+  float* values(int64_t block, int64_t kv_head) const { return keys(block, kv_head) + shape_.head_dim * 16; }
+  void write(int64_t block, int64_t slot, int64_t kv_head, const float* key, const float* value);
+  void copy(int64_t from, int64_t to);
+  int64_t head_floats() const { return (shape_.head_dim + shape_.padded_dim()) * 16; }
+  int64_t block_bytes() const { return shape_.kv_heads * head_floats() * static_cast<int64_t>(sizeof(float)); }
+
+ private:
+  HeadShape shape_;
+  Memory memory_;
+};
+
+// Rotates and scatters one step's projected rows [rows][q heads | k heads | v heads], then attends.
+class Attention {
+ public:
+  Attention(const HeadShape& shape, const std::vector<float>& slopes) : shape_(shape), slopes_(slopes) {}
+
+  // `projected` has `stride` floats between rows; `queries` holds rows * heads * head_dim floats. Queries are scaled
+  // by 1/sqrt(head_dim) and stored [kv head][row][head of the group][head_dim]; keys and values go to the cache.
+  void scatter(Step& step, float* projected, int64_t stride, float* queries, LayerCache& cache) const;
+
+  // out [rows][heads * head_dim]. Each row attends over positions 0 .. its own, in the same order whatever the step.
+  void attend(Step& step, const float* queries, const LayerCache& cache, float* out) const;
+
+ private:
+  HeadShape shape_;
+  const std::vector<float>& slopes_;  // ALiBi slope of each head, or empty
+};
+
+}  // namespace mindport

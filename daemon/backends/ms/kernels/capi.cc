@@ -1,0 +1,204 @@
+// The C interface for the loader, the runner and the tests. Functions that can fail return a negative number, or a
+// null pointer; mp_error() then tells why, per thread.
+#include <exception>
+#include <string>
+
+#include "matmul.h"
+#include "model.h"
+#include "table.h"
+#include "threadpool.h"
+
+#define MP_API extern "C" __attribute__((visibility("default")))
+
+namespace mindport {
+namespace {
+
+thread_local std::string last_error;
+
+template <class Body>
+int64_t guarded(const Body& body) {
+  try {
+    return body();
+  } catch (const std::bad_alloc&) {
+    last_error = "out of memory";
+    return -2;
+  } catch (const std::exception& error) {
+    last_error = error.what();
+    return -1;
+  }
+}
+
+}  // namespace
+}  // namespace mindport
+
+using namespace mindport;
+
+MP_API const char* mp_error() { return last_error.c_str(); }
+MP_API const char* mp_isa() { return kernels().name; }
+MP_API int64_t mp_select_isa(const char* name) { return select_kernels(name) ? 0 : -1; }
+MP_API int64_t mp_threads() { return ThreadPool::instance().size(); }
+
+MP_API int64_t mp_set_threads(int64_t threads) {
+  return guarded([&] {
+    if (threads < 1) throw std::invalid_argument("at least one thread is needed");
+    std::lock_guard<std::mutex> lock(Registry::instance().mutex());
+    ThreadPool::instance().resize(static_cast<int>(threads));
+    return int64_t{0};
+  });
+}
+
+// Matrices.
+
+MP_API int64_t mp_matrix_new(int64_t rows, int64_t cols, int64_t parts, int64_t format) {
+  return guarded([&] {
+    if (format < 0 || format >= kFormats) throw std::invalid_argument("unknown weight format");
+    return Registry::instance().add(std::make_shared<Matrix>(rows, cols, parts, static_cast<Format>(format)));
+  });
+}
+
+MP_API int64_t mp_matrix_free(int64_t handle) {
+  return guarded([&] { return Registry::instance().remove_matrix(handle), int64_t{0}; });
+}
+
+MP_API int64_t mp_matrix_bytes(int64_t handle) {
+  return guarded([&] { return Registry::instance().matrix(handle)->bytes(); });
+}
+
+// How many of the packed elements are infinite or NaN.
+MP_API int64_t mp_matrix_pack(int64_t handle, int64_t part, int64_t first, int64_t count, const void* source,
+                              int64_t format) {
+  return guarded([&] {
+    if (format < 0 || format >= kFormats) throw std::invalid_argument("unknown source format");
+    return Registry::instance().matrix(handle)->pack(part, first, count, source, static_cast<Format>(format));
+  });
+}
+
+// out [m, 16 * panels], padding columns included.
+MP_API int64_t mp_matmul(int64_t handle, const float* a, int64_t a_row, int64_t m, float* out) {
+  return guarded([&] {
+    const auto matrix = Registry::instance().matrix(handle);
+    std::lock_guard<std::mutex> lock(Registry::instance().mutex());
+    matmul(*matrix, a, a_row, m, out, matrix->panels() * kLanes);
+    return int64_t{0};
+  });
+}
+
+// Models and blocks.
+
+MP_API int64_t mp_model_new(int64_t max_rows, int64_t max_logit_rows, int64_t num_blocks) {
+  return guarded([&] {
+    if (max_rows < 1 || max_logit_rows < 1 || num_blocks < 1) throw std::invalid_argument("limits must be positive");
+    return Registry::instance().add(std::make_unique<Model>(Limits{max_rows, max_logit_rows, num_blocks, kLanes}));
+  });
+}
+
+MP_API int64_t mp_model_free(int64_t handle) {
+  return guarded([&] { return Registry::instance().remove_model(handle), int64_t{0}; });
+}
+
+// shape: kind, hidden, inner, heads, kv heads, head_dim, rotary_dim; reals: eps, scale
+MP_API int64_t mp_block_new(int64_t model, const int64_t* shape, const double* reals) {
+  return guarded([&] {
+    auto block = std::make_unique<Block>();
+    block->model = &Registry::instance().model(model);
+    const HeadShape heads{shape[3], shape[4], shape[5], shape[6]};
+    block->shape = {static_cast<BlockKind>(shape[0]), shape[1], shape[2], heads,
+                    static_cast<float>(reals[0]), static_cast<float>(reals[1])};
+    if (block->shape.kind == BlockKind::attention) {
+      if (heads.heads < 1 || heads.kv_heads < 1 || heads.head_dim < 1 || heads.heads % heads.kv_heads != 0)
+        throw std::invalid_argument("the heads must be a multiple of the kv heads");
+      if (heads.rotary_dim < 0 || heads.rotary_dim > heads.head_dim || heads.rotary_dim % 2 != 0)
+        throw std::invalid_argument("the rotary dimension must be even and at most the head dimension");
+      block->cache = std::make_unique<LayerCache>(heads, block->model->limits.num_blocks);
+    }
+    return Registry::instance().add(std::move(block));
+  });
+}
+
+MP_API int64_t mp_block_set_matrix(int64_t block, int64_t slot, int64_t matrix) {
+  return guarded([&] {
+    Registry::instance().block(block).matrices.at(static_cast<size_t>(slot)) = Registry::instance().matrix(matrix);
+    return int64_t{0};
+  });
+}
+
+// Sets elements [first, first + count) of a vector of `size`; the others keep their value, or zero.
+MP_API int64_t mp_block_set_vector(int64_t block, int64_t slot, int64_t size, int64_t first, int64_t count,
+                                   const float* values) {
+  return guarded([&] {
+    auto& vector = Registry::instance().block(block).vectors.at(static_cast<size_t>(slot));
+    if (first < 0 || count < 0 || first + count > size) throw std::out_of_range("elements lie outside the vector");
+    vector.resize(static_cast<size_t>(size));
+    std::copy(values, values + count, vector.begin() + first);
+    return int64_t{0};
+  });
+}
+
+// Begins a step and returns its serial number, which the operators of the step are given.
+MP_API int64_t mp_step(int64_t handle, int64_t segments, const int64_t* shape, const double* rope,
+                       const int32_t* tables) {
+  return guarded([&] {
+    std::lock_guard<std::mutex> lock(Registry::instance().mutex());
+    Model& model = Registry::instance().model(handle);
+    model.failure.clear();
+    ++model.step.serial;
+    model.step.set(segments, shape, rope, tables, model.limits);
+    return model.step.serial;
+  });
+}
+
+// Why an operator of the last step failed; empty when none did.
+MP_API const char* mp_failure(int64_t handle) {
+  thread_local std::string text;
+  const int64_t status = guarded([&] { return text = Registry::instance().model(handle).failure, int64_t{0}; });
+  return status < 0 ? last_error.c_str() : text.c_str();
+}
+
+MP_API const float* mp_logits(int64_t handle, int64_t* stride) {
+  const float* logits = nullptr;
+  guarded([&] {
+    const Model& model = Registry::instance().model(handle);
+    *stride = model.logit_stride;
+    logits = model.logits.floats();
+    return int64_t{0};
+  });
+  return logits;
+}
+
+MP_API int64_t mp_copy_block(int64_t handle, int64_t from, int64_t to) {
+  return guarded([&] {
+    std::lock_guard<std::mutex> lock(Registry::instance().mutex());
+    const Model& model = Registry::instance().model(handle);
+    if (std::min(from, to) < 0 || std::max(from, to) >= model.limits.num_blocks)
+      throw std::out_of_range("no such KV block");
+    for (Block* block : model.blocks)
+      if (block->cache) block->cache->copy(from, to);
+    return int64_t{0};
+  });
+}
+
+// Single blocks and kernels, for tests: x and out are [rows of the step, hidden].
+
+MP_API int64_t mp_run_block(int64_t handle, const void* in, float* out) {
+  return guarded([&] {
+    std::lock_guard<std::mutex> lock(Registry::instance().mutex());
+    Block& block = Registry::instance().block(handle);
+    const auto* x = static_cast<const float*>(in);
+    switch (block.shape.kind) {
+      case BlockKind::embedding: embed(block, static_cast<const int32_t*>(in), out); break;
+      case BlockKind::attention: attention_block(block, x, out); break;
+      case BlockKind::feed_forward: feed_forward(block, x, out); break;
+      case BlockKind::head: head(block, x); break;
+    }
+    return int64_t{0};
+  });
+}
+
+MP_API void mp_rms_norm(const float* x, const float* weight, float eps, int64_t n, float* out) {
+  kernels().rms_norm(x, weight, eps, n, out);
+}
+MP_API void mp_exp(const float* x, int64_t n, float* out) { kernels().exp(x, n, out); }
+MP_API void mp_silu(const float* x, int64_t n, float* out) { kernels().silu(x, n, out); }
+// scores [n, rounded up to 16] become weights that do not yet sum to one; the sum is returned
+MP_API float mp_softmax(float* scores, int64_t n) { return kernels().softmax(scores, n, round_up(n, 16)).total; }
+MP_API int64_t mp_finite(const float* x, int64_t n) { return kernels().finite(x, n) ? 1 : 0; }

@@ -1,0 +1,164 @@
+#include "matmul.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "table.h"
+#include "threadpool.h"
+
+namespace mindport {
+namespace {
+
+constexpr int64_t kDepth = 256;       // columns of A and W per pass of the blocked product
+constexpr int64_t kRowsAtOnce = 240;  // rows of A per task, so that their kDepth columns stay in the second-level cache
+constexpr int64_t kPanelsAtOnce = 8;  // panels per task of the blocked product
+constexpr int64_t kDirectTiles = 3;   // tiles of rows from which on packing A pays
+
+int log2_of(int64_t width) { return width == 4 ? 2 : width == 2 ? 1 : 0; }
+
+struct Product {
+  const Matrix& weights;
+  const float* a;
+  int64_t a_row, m;
+  float* c;
+  int64_t c_row;
+  const std::function<void(const Region&)>& finish;
+  const KernelTable& table;
+
+  int64_t tiles() const { return (m + table.tile_rows - 1) / table.tile_rows; }
+  int64_t first_row(int64_t tile) const { return m * tile / tiles(); }  // rows of tiles differ by one at most
+  int64_t rows_of(int64_t tile) const { return first_row(tile + 1) - first_row(tile); }
+
+  // The most panels every tile can take at once.
+  int64_t widest(int64_t panels) const {
+    const auto& functions = table.tile[static_cast<int>(weights.format())][(m + tiles() - 1) / tiles()];
+    int64_t width = 1;
+    while (width < 4 && 2 * width <= panels && functions[log2_of(2 * width)] != nullptr) width *= 2;
+    return width;
+  }
+};
+
+// Converts a block of panels [ks][16] to float32 in a buffer of the worker; float32 weights are used where they are.
+class Unpacker {
+ public:
+  static Unpacker& instance() {
+    static Unpacker unpacker;
+    return unpacker;
+  }
+  void reserve(int workers) { buffers_.resize(std::max(buffers_.size(), static_cast<size_t>(workers))); }
+
+  const float* block(const Product& p, int64_t panel, int64_t width, int64_t k, int64_t ks, int worker,
+                     int64_t* stride) {
+    const Matrix& w = p.weights;
+    if (w.format() == Format::float32) {
+      *stride = w.panel_elements();
+      return static_cast<const float*>(w.panel(panel)) + k * kLanes;
+    }
+    float* out = buffers_[static_cast<size_t>(worker)].at_least(kDepth * kLanes * 4);
+    *stride = kDepth * kLanes;
+    for (int64_t i = 0; i < width; ++i) {
+      const auto* source = static_cast<const uint8_t*>(w.panel(panel + i)) + k * kLanes * element_bytes(w.format());
+      p.table.unpack[static_cast<int>(w.format())](source, ks, out + i * *stride);
+    }
+    return out;
+  }
+
+ private:
+  std::vector<Memory> buffers_;
+};
+
+// Few rows: weights stream through once, converted in registers; a further tile of rows finds them in the cache.
+class Direct {
+ public:
+  explicit Direct(const Product& product) : p_(product) {}
+
+  void run() {
+    const int64_t panels = p_.weights.panels(), grain = round_up(p_.widest(panels), p_.weights.parts());
+    ThreadPool::instance().each(panels, grain, [&](int64_t first, int64_t last, int) {
+      for (int64_t panel = first; panel < last;) {
+        const int64_t width = p_.widest(last - panel);
+        stream(panel, width);
+        panel += width;
+      }
+      if (p_.finish) p_.finish({0, p_.m, first, last});
+    });
+  }
+
+ private:
+  float* c(int64_t tile, int64_t panel) const { return p_.c + p_.first_row(tile) * p_.c_row + panel * kLanes; }
+
+  void stream(int64_t panel, int64_t width) const {
+    const Matrix& w = p_.weights;
+    for (int64_t t = 0; t < p_.tiles(); ++t)
+      p_.table.tile[static_cast<int>(w.format())][p_.rows_of(t)][log2_of(width)](
+          {p_.a + p_.first_row(t) * p_.a_row, p_.a_row, w.panel(panel), w.panel_elements(), w.cols(), c(t, panel),
+           p_.c_row, false});
+  }
+
+  const Product& p_;
+};
+
+// Many rows: A is packed, weights are converted a block at a time, C is resumed block by block.
+class Blocked {
+ public:
+  explicit Blocked(const Product& product) : p_(product) {
+    static Memory packed;
+    packed_ = packed.at_least(static_cast<size_t>(p_.m * p_.weights.cols()));
+    Unpacker::instance().reserve(ThreadPool::instance().size());
+  }
+
+  void run() {
+    auto& pool = ThreadPool::instance();
+    const int64_t depth = p_.weights.cols(), tiles = p_.tiles();
+    pool.each(tiles, 1, [&](int64_t first, int64_t last, int) {
+      for (int64_t t = first; t < last; ++t)
+        p_.table.pack_rows(p_.a + p_.first_row(t) * p_.a_row, p_.a_row, static_cast<int>(p_.rows_of(t)), depth,
+                           packed_ + p_.first_row(t) * depth);
+    });
+    const int64_t groups = (p_.m + kRowsAtOnce - 1) / kRowsAtOnce;
+    const int64_t panels = round_up(kPanelsAtOnce, p_.weights.parts());
+    const int64_t columns = (p_.weights.panels() + panels - 1) / panels;
+    pool.each(groups * columns, 1, [&](int64_t first, int64_t last, int worker) {
+      for (int64_t i = first; i < last; ++i) {
+        const int64_t group = i / columns, column = i % columns;
+        task(tiles * group / groups, tiles * (group + 1) / groups, column * panels,
+             std::min(p_.weights.panels(), (column + 1) * panels), worker);
+      }
+    });
+  }
+
+ private:
+  void task(int64_t tile0, int64_t tile1, int64_t panel0, int64_t panel1, int worker) {
+    const int64_t depth = p_.weights.cols();
+    for (int64_t k = 0; k < depth; k += kDepth) {
+      const int64_t ks = std::min(kDepth, depth - k);
+      for (int64_t panel = panel0; panel < panel1;) {
+        const int64_t width = panel1 - panel >= p_.table.packed_width ? p_.table.packed_width : 1;
+        int64_t stride = 0;
+        const float* block = Unpacker::instance().block(p_, panel, width, k, ks, worker, &stride);
+        for (int64_t t = tile0; t < tile1; ++t) {
+          const int64_t row = p_.first_row(t), rows = p_.rows_of(t);
+          p_.table.packed_tile[rows][width > 1]({packed_ + row * depth + k * rows, 0, block, stride, ks,
+                                                 p_.c + row * p_.c_row + panel * kLanes, p_.c_row, k > 0});
+        }
+        panel += width;
+      }
+    }
+    if (p_.finish) p_.finish({p_.first_row(tile0), p_.first_row(tile1), panel0, panel1});
+  }
+
+  const Product& p_;
+  float* packed_ = nullptr;
+};
+
+}  // namespace
+
+void matmul(const Matrix& weights, const float* a, int64_t a_row, int64_t m, float* c, int64_t c_row,
+            const std::function<void(const Region&)>& finish) {
+  if (m < 1) return;
+  const Product product{weights, a, a_row, m, c, c_row, finish, kernels()};
+  if (product.tiles() > kDirectTiles) Blocked(product).run();
+  else Direct(product).run();
+}
+
+}  // namespace mindport

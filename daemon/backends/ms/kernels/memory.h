@@ -1,0 +1,51 @@
+// Zero-filled, page-aligned memory straight from the system: large weights and caches, and scratch that only grows.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <new>
+#include <utility>
+
+namespace mindport {
+
+class Memory {
+ public:
+  Memory() = default;
+  explicit Memory(size_t bytes) : bytes_(bytes) {
+    if (bytes == 0) return;
+    data_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data_ == MAP_FAILED) {
+      data_ = nullptr;
+      throw std::bad_alloc();
+    }
+    if (bytes >= kHugePage) madvise(data_, bytes, MADV_HUGEPAGE);  // advice only: nothing depends on it
+  }
+  Memory(Memory&& other) noexcept { *this = std::move(other); }
+  Memory& operator=(Memory&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
+  }
+  ~Memory() {
+    if (data_ != nullptr) munmap(data_, bytes_);
+  }
+
+  uint8_t* bytes() const { return static_cast<uint8_t*>(data_); }
+  float* floats() const { return static_cast<float*>(data_); }
+  size_t size() const { return bytes_; }
+
+  // At least `count` floats; what was there before is lost when it grows.
+  float* at_least(size_t count) {
+    if (bytes_ < count * sizeof(float)) *this = Memory(count * sizeof(float) / 4 * 5);
+    return floats();
+  }
+
+ private:
+  static constexpr size_t kHugePage = size_t{2} << 20;
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+}  // namespace mindport

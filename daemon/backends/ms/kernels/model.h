@@ -1,0 +1,90 @@
+// A model: blocks with their weights and caches, the current step, the logits of the last one.
+#pragma once
+
+#include <array>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "attention.h"
+#include "matrix.h"
+#include "step.h"
+
+namespace mindport {
+
+enum class BlockKind : int64_t { embedding = 0, attention = 1, feed_forward = 2, head = 3 };
+
+// Weight slots of the kinds of block; vectors that are absent are empty.
+enum MatrixSlot { table_matrix = 0, qkv_matrix = 0, gate_up_matrix = 0, out_matrix = 1, matrix_slots = 2 };
+enum VectorSlot { norm_vector = 0, in_bias = 1, out_bias = 2, up_bias = 3, slopes_vector = 4, vector_slots = 5 };
+
+struct BlockShape {
+  BlockKind kind;
+  int64_t hidden;
+  int64_t inner;        // vocabulary, or width of the feed-forward
+  HeadShape heads;
+  float eps;
+  float scale;          // of the embedding, of a residual branch, of the logits
+};
+
+class Model;
+
+struct Block {
+  Model* model;
+  BlockShape shape;
+  std::array<std::shared_ptr<Matrix>, matrix_slots> matrices;
+  std::array<std::vector<float>, vector_slots> vectors;
+  std::unique_ptr<LayerCache> cache;
+
+  const Matrix& matrix(int slot, int64_t rows, int64_t cols, int64_t parts = 1) const;
+  const std::vector<float>& vector(int slot, int64_t size) const;            // must be there
+  const float* optional_vector(int slot, int64_t size) const;                // or null
+};
+
+class Model {
+ public:
+  explicit Model(const Limits& limits) : limits(limits) {}
+
+  Limits limits;
+  Step step;
+  std::vector<Block*> blocks;
+  std::string failure;    // of the current step; its remaining operators then do nothing
+  Memory logits;          // [max_logit_rows][padded vocabulary]
+  int64_t logit_stride = 0;
+
+  struct Scratch {
+    Memory norm, wide, queries, attended, delta;
+  } scratch;
+};
+
+void embed(Block& block, const int32_t* tokens, float* out);
+void attention_block(Block& block, const float* x, float* out);
+void feed_forward(Block& block, const float* x, float* out);
+void head(Block& block, const float* x);
+
+// Handles by which operators and callers name models, blocks and matrices.
+class Registry {
+ public:
+  static Registry& instance();
+  std::mutex& mutex() { return mutex_; }  // held by every operator: one computes at a time
+
+  int64_t add(std::unique_ptr<Model> model);
+  int64_t add(std::unique_ptr<Block> block);
+  int64_t add(std::shared_ptr<Matrix> matrix);
+  Model& model(int64_t handle);
+  Block& block(int64_t handle);
+  std::shared_ptr<Matrix> matrix(int64_t handle);
+  void remove_model(int64_t handle);  // with its blocks
+  void remove_matrix(int64_t handle);
+
+ private:
+  std::mutex mutex_, table_mutex_;
+  int64_t next_ = 1;
+  std::map<int64_t, std::unique_ptr<Model>> models_;
+  std::map<int64_t, std::unique_ptr<Block>> blocks_;
+  std::map<int64_t, std::shared_ptr<Matrix>> matrices_;
+};
+
+}  // namespace mindport

@@ -1,0 +1,139 @@
+// Operations on single rows: norms, activations, rotary embedding, softmax. Include after vector_math.h.
+#pragma once
+
+#include "table.h"
+
+namespace mindport {
+namespace {
+
+void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* out) {
+  V squares = set1(0.0f);
+  for (int64_t i = 0; i < n; i += 16) {
+    const V v = load_part(x + i, n - i, 0.0f);
+    squares = fma(v, v, squares);
+  }
+  const float mean = reduce_add(squares) / static_cast<float>(n);
+  const V factor = set1(1.0f / __builtin_sqrtf(mean + eps));
+  for (int64_t i = 0; i < n; i += 16) {
+    const V v = mul(load_part(x + i, n - i, 0.0f), factor);
+    store_part(out + i, mul(v, load_part(weight + i, n - i, 0.0f)), n - i);
+  }
+}
+
+void swiglu(const float* gate, const float* up, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; i += 16) {
+    const V g = load_part(gate + i, n - i, 0.0f);
+    store_part(out + i, mul(silu(g), load_part(up + i, n - i, 0.0f)), n - i);
+  }
+}
+
+void add_rows(const float* x, const float* y, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; i += 16)
+    store_part(out + i, add(load_part(x + i, n - i, 0.0f), load_part(y + i, n - i, 0.0f)), n - i);
+}
+
+void residual(const float* x, const float* delta, float scale, int64_t n, float* out) {
+  const V factor = set1(scale);
+  for (int64_t i = 0; i < n; i += 16) {
+    const V d = mul(load_part(delta + i, n - i, 0.0f), factor);
+    store_part(out + i, add(load_part(x + i, n - i, 0.0f), d), n - i);
+  }
+}
+
+void scale_row(float factor, int64_t n, float* x) {
+  const V f = set1(factor);
+  for (int64_t i = 0; i < n; i += 16) store_part(x + i, mul(load_part(x + i, n - i, 0.0f), f), n - i);
+}
+
+void rotate(float* head, const float* cos, const float* sin, int64_t half) {
+  for (int64_t i = 0; i < half; i += 16) {
+    const int64_t n = half - i;
+    const V a = load_part(head + i, n, 0.0f), b = load_part(head + half + i, n, 0.0f);
+    const V c = load_part(cos + i, n, 0.0f), s = load_part(sin + i, n, 0.0f);
+    store_part(head + i, sub(mul(a, c), mul(b, s)), n);
+    store_part(head + half + i, add(mul(b, c), mul(a, s)), n);
+  }
+}
+
+SoftmaxState softmax(float* scores, int64_t valid, int64_t padded) {
+  const float lowest = -__builtin_inff();
+  V top = set1(lowest);
+  for (int64_t i = 0; i < valid; i += 16) top = max(top, load_part(scores + i, valid - i, lowest));
+  const float maximum = reduce_max(top);
+  V total = set1(0.0f);
+  int64_t i = 0;
+  for (; i < valid; i += 16) {
+    V e = exp(sub(load_part(scores + i, valid - i, lowest), set1(maximum)));
+    if (valid - i < 16) {
+      float lanes[16];
+      store(lanes, e);
+      e = load_part(lanes, valid - i, 0.0f);
+    }
+    store(scores + i, e);
+    total = add(total, e);
+  }
+  for (; i < padded; i += 16) store(scores + i, set1(0.0f));
+  return {maximum, reduce_add(total)};
+}
+
+void alibi(float slope, int64_t first, int64_t n, float* scores) {
+  for (int64_t i = 0; i < n; ++i) scores[i] = __builtin_fmaf(slope, static_cast<float>(first + i), scores[i]);
+}
+
+float exp_one(float x) {
+  float lanes[16];
+  store(lanes, exp(set1(x)));
+  return lanes[0];
+}
+
+void merge(SoftmaxState* state, float* values, SoftmaxState chunk, const float* chunk_values, int64_t n) {
+  const float maximum = state->maximum > chunk.maximum ? state->maximum : chunk.maximum;
+  const float old_weight = exp_one(state->maximum - maximum), new_weight = exp_one(chunk.maximum - maximum);
+  state->maximum = maximum;
+  state->total = __builtin_fmaf(state->total, old_weight, chunk.total * new_weight);
+  const V o = set1(old_weight), c = set1(new_weight);
+  for (int64_t i = 0; i < n; i += 16)
+    store(values + i, fma(load(values + i), o, mul(load(chunk_values + i), c)));
+}
+
+void divide(const float* values, float divisor, int64_t n, float* out) {
+  const V d = set1(divisor);
+  for (int64_t i = 0; i < n; i += 16) store_part(out + i, div(load_part(values + i, n - i, 0.0f), d), n - i);
+}
+
+void exp_row(const float* x, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; i += 16) store_part(out + i, exp(load_part(x + i, n - i, 0.0f)), n - i);
+}
+
+void silu_row(const float* x, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; i += 16) store_part(out + i, silu(load_part(x + i, n - i, 0.0f)), n - i);
+}
+
+bool finite(const float* x, int64_t n) {
+  V poison = set1(0.0f);  // stays zero unless an element is infinite or NaN
+  for (int64_t i = 0; i < n; i += 16) poison = fma(load_part(x + i, n - i, 0.0f), set1(0.0f), poison);
+  return reduce_add(poison) == 0.0f;
+}
+
+constexpr KernelTable make_table() {
+  KernelTable table{};
+  table.name = kName;
+  fill_tiles(table);
+  table.rms_norm = rms_norm;
+  table.swiglu = swiglu;
+  table.add = add_rows;
+  table.residual = residual;
+  table.scale = scale_row;
+  table.rotate = rotate;
+  table.softmax = softmax;
+  table.alibi = alibi;
+  table.merge = merge;
+  table.divide = divide;
+  table.exp = exp_row;
+  table.silu = silu_row;
+  table.finite = finite;
+  return table;
+}
+
+}  // namespace
+}  // namespace mindport

@@ -1,0 +1,80 @@
+// The operations every instruction set implements. All implementations perform the same floating-point operations
+// in the same order for each output, so that their results are identical bit for bit.
+#pragma once
+
+#include "format.h"
+
+namespace mindport {
+
+constexpr int kTileRows = 12;   // rows of the largest tile of any instruction set
+constexpr int kTileWidths = 3;  // tiles of 1, 2 and 4 panels
+
+// C[m, 16 p + lane] (+)= sum over k of A[m, k] * B[p][k][lane], by fused multiply-add in increasing order of k.
+struct Tile {
+  const float* a;
+  int64_t a_row;    // elements between rows of A; a packed A is [k][rows]
+  const void* b;
+  int64_t b_panel;  // elements between panels of B
+  int64_t k;
+  float* c;
+  int64_t c_row;    // elements between rows of C
+  bool resume;      // continue from C rather than from zero
+};
+using TileFunction = void (*)(const Tile&);
+
+// The same with the rows of B in blocks of 16 lying anywhere: row k of panel p is blocks[k / 16] + 256 p + 16 (k % 16).
+struct GatherTile {
+  const float* a;
+  int64_t a_row;
+  const float* const* blocks;
+  int64_t offset;  // of the first panel in each block
+  int64_t k;
+  float* c;
+  int64_t c_row;
+};
+using GatherFunction = void (*)(const GatherTile&);
+
+// One row of attention, accumulated chunk by chunk: out = sum of weights * V relative to `maximum`.
+struct SoftmaxState {
+  float maximum;
+  float total;
+};
+
+struct KernelTable {
+  const char* name;
+  int tile_rows;      // most rows a tile takes
+  int packed_width;   // panels of the tile used with a packed A
+  TileFunction tile[kFormats][kTileRows + 1][kTileWidths];  // by rows and log2 of panels; null where registers run out
+  TileFunction packed_tile[kTileRows + 1][2];               // float32 panels, packed A; one panel or packed_width
+  GatherFunction gather_tile[kTileRows + 1][kTileWidths];   // float32; by rows and log2 of panels
+  void (*unpack[kFormats])(const void* source, int64_t groups, float* out);  // 16 elements a group, to float32
+  void (*pack_rows)(const float* a, int64_t a_row, int rows, int64_t k, float* out);  // to [k][rows]
+  void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
+  void (*swiglu)(const float* gate, const float* up, int64_t n, float* out);
+  void (*add)(const float* x, const float* y, int64_t n, float* out);
+  void (*residual)(const float* x, const float* delta, float scale, int64_t n, float* out);  // x + scale * delta
+  void (*scale)(float factor, int64_t n, float* x);
+  void (*rotate)(float* head, const float* cos, const float* sin, int64_t half);  // half-split RoPE in place
+  // scores[0, valid) -> exp(score - max), zeros up to `padded` (a multiple of 16); the maximum and the sum
+  SoftmaxState (*softmax)(float* scores, int64_t valid, int64_t padded);
+  void (*alibi)(float slope, int64_t first, int64_t n, float* scores);  // scores[i] += slope * (first + i)
+  // joins the weighted values of a further chunk to those of the chunks before it
+  void (*merge)(SoftmaxState* state, float* values, SoftmaxState chunk, const float* chunk_values, int64_t n);
+  void (*divide)(const float* values, float divisor, int64_t n, float* out);
+  void (*exp)(const float* x, int64_t n, float* out);
+  void (*silu)(const float* x, int64_t n, float* out);
+  bool (*finite)(const float* x, int64_t n);
+};
+
+extern const KernelTable portable_table;
+#if defined(__x86_64__)
+extern const KernelTable avx2_table;
+extern const KernelTable avx512_table;
+#endif
+
+// The table in use: the best this processor has, until another is selected.
+const KernelTable& kernels();
+// Selects a table by name; false when the name is unknown or the processor lacks it.
+bool select_kernels(const char* name);
+
+}  // namespace mindport

@@ -1,0 +1,183 @@
+// Matrix tiles whose accumulators stay in registers over the whole of k. Include after vector_math.h.
+#pragma once
+
+#include "table.h"
+
+namespace mindport {
+namespace {
+
+template <Format F>
+struct Elements;
+template <>
+struct Elements<Format::float32> {
+  using Type = float;
+  static inline W load(const float* p) { return w_load(p); }
+};
+template <>
+struct Elements<Format::bfloat16> {
+  using Type = uint16_t;
+  static inline W load(const uint16_t* p) { return w_load_bfloat16(p); }
+};
+template <>
+struct Elements<Format::float16> {
+  using Type = uint16_t;
+  static inline W load(const uint16_t* p) { return w_load_float16(p); }
+};
+
+constexpr int64_t kAhead = 2048;     // bytes to prefetch ahead in each panel: the hardware alone reaches 80 %
+constexpr int kPrefetchedRows = 8;   // with more rows the arithmetic hides the memory
+
+template <Format F, int M, int P, bool Packed>
+void tile(const Tile& t) {
+  constexpr int N = kRegisters;
+  using E = typename Elements<F>::Type;
+  W acc[M][P][N];
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 16
+      for (int n = 0; n < N; ++n)
+        acc[m][p][n] = t.resume ? w_load(t.c + m * t.c_row + p * 16 + n * L) : w_set1(0.0f);
+
+  const E* b = static_cast<const E*>(t.b);
+  const float* a = t.a;
+  const int64_t b_panel = t.b_panel, a_row = t.a_row;
+  for (int64_t k = t.k; k > 0; --k) {
+    W bv[P][N];
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 16
+      for (int n = 0; n < N; ++n) bv[p][n] = Elements<F>::load(b + p * b_panel + n * L);
+    if constexpr (!Packed && M <= kPrefetchedRows) {
+#pragma GCC unroll 16
+      for (int p = 0; p < P; ++p) __builtin_prefetch(b + p * b_panel + kAhead / static_cast<int64_t>(sizeof(E)));
+    }
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) {
+      const W av = w_set1(Packed ? a[m] : a[m * a_row]);
+#pragma GCC unroll 16
+      for (int p = 0; p < P; ++p)
+#pragma GCC unroll 16
+        for (int n = 0; n < N; ++n) acc[m][p][n] = w_fma(av, bv[p][n], acc[m][p][n]);
+    }
+    b += 16;
+    a += Packed ? M : 1;
+  }
+
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 16
+      for (int n = 0; n < N; ++n) w_store(t.c + m * t.c_row + p * 16 + n * L, acc[m][p][n]);
+}
+
+template <int M, int P>
+void gather_tile(const GatherTile& t) {
+  constexpr int N = kRegisters;
+  W acc[M][P][N];
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 16
+      for (int n = 0; n < N; ++n) acc[m][p][n] = w_set1(0.0f);
+
+  const float* a = t.a;
+  const int64_t a_row = t.a_row;
+  for (int64_t first = 0; first < t.k; first += 16) {
+    const float* b = t.blocks[first / 16] + t.offset;
+    const int64_t ahead = first + 16 < t.k ? t.blocks[first / 16 + 1] + t.offset - b : 0;
+    const int64_t rows = t.k - first < 16 ? t.k - first : 16;
+    for (int64_t k = 0; k < rows; ++k) {
+      W bv[P][N];
+#pragma GCC unroll 16
+      for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 16
+        for (int n = 0; n < N; ++n) bv[p][n] = w_load(b + p * 256 + n * L);
+        if constexpr (M <= kPrefetchedRows) __builtin_prefetch(b + p * 256 + ahead);
+      }
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) {
+        const W av = w_set1(a[m * a_row]);
+#pragma GCC unroll 16
+        for (int p = 0; p < P; ++p)
+#pragma GCC unroll 16
+          for (int n = 0; n < N; ++n) acc[m][p][n] = w_fma(av, bv[p][n], acc[m][p][n]);
+      }
+      b += 16;
+      a += 1;
+    }
+  }
+
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 16
+      for (int n = 0; n < N; ++n) w_store(t.c + m * t.c_row + p * 16 + n * L, acc[m][p][n]);
+}
+
+template <Format F>
+void unpack(const void* source, int64_t groups, float* out) {
+  const auto* p = static_cast<const typename Elements<F>::Type*>(source);
+  for (int64_t i = 0; i < groups * 16; i += L) w_store(out + i, Elements<F>::load(p + i));
+}
+
+inline void pack_rows(const float* a, int64_t a_row, int rows, int64_t k, float* out) {
+  for (int64_t i = 0; i < k; ++i)
+    for (int m = 0; m < rows; ++m) out[i * rows + m] = a[m * a_row + i];
+}
+
+// How many panels a tile of M rows may take without running out of registers.
+constexpr int max_width(int rows) {
+  if (L == 16) return rows <= 6 ? 4 : 2;
+  if (L == 8) return rows == 1 ? 4 : rows <= 3 ? 2 : 1;
+  return rows == 1 ? 2 : 1;
+}
+constexpr int kRowsOfTile = L == 16 ? 12 : L == 8 ? 6 : 4;
+constexpr int kPackedWidth = L == 16 ? 2 : 1;
+
+template <Format F, int M, int P>
+constexpr TileFunction tile_if_fits() {
+  if constexpr (M <= kRowsOfTile && P <= max_width(M)) return tile<F, M, P, false>;
+  return nullptr;
+}
+
+template <int M, int P>
+constexpr GatherFunction gather_if_fits() {
+  if constexpr (M <= kRowsOfTile && P <= max_width(M)) return gather_tile<M, P>;
+  return nullptr;
+}
+
+template <Format F, int M>
+constexpr void fill_rows(KernelTable& table) {
+  auto& widths = table.tile[static_cast<int>(F)][M];
+  widths[0] = tile_if_fits<F, M, 1>();
+  widths[1] = tile_if_fits<F, M, 2>();
+  widths[2] = tile_if_fits<F, M, 4>();
+  if constexpr (F == Format::float32 && M <= kRowsOfTile) {
+    table.gather_tile[M][0] = gather_if_fits<M, 1>();
+    table.gather_tile[M][1] = gather_if_fits<M, 2>();
+    table.gather_tile[M][2] = gather_if_fits<M, 4>();
+    table.packed_tile[M][0] = tile<F, M, 1, true>;
+    table.packed_tile[M][1] = tile<F, M, kPackedWidth, true>;
+  }
+  if constexpr (M < kTileRows) fill_rows<F, M + 1>(table);
+}
+
+constexpr void fill_tiles(KernelTable& table) {
+  table.tile_rows = kRowsOfTile;
+  table.packed_width = kPackedWidth;
+  fill_rows<Format::float32, 1>(table);
+  fill_rows<Format::bfloat16, 1>(table);
+  fill_rows<Format::float16, 1>(table);
+  table.unpack[0] = unpack<Format::float32>;
+  table.unpack[1] = unpack<Format::bfloat16>;
+  table.unpack[2] = unpack<Format::float16>;
+  table.pack_rows = pack_rows;
+}
+
+}  // namespace
+}  // namespace mindport

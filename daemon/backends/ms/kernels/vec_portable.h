@@ -1,0 +1,48 @@
+// Registers of four floats in plain C++; compilers map them to SSE2 or NEON.
+#pragma once
+
+#include "format.h"
+
+namespace mindport {
+namespace {
+
+typedef float W __attribute__((vector_size(16)));
+typedef uint32_t WI __attribute__((vector_size(16)));
+constexpr int L = 4;
+constexpr const char* kName = "portable";
+
+inline W w_load(const float* p) {
+  W r;
+  __builtin_memcpy(&r, p, sizeof r);
+  return r;
+}
+inline void w_store(float* p, W a) { __builtin_memcpy(p, &a, sizeof a); }
+inline W w_set1(float x) { return W{x, x, x, x}; }
+inline W w_fma(W a, W b, W c) {
+  W r = c;
+  for (int i = 0; i < L; ++i) r[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return r;
+}
+inline W w_add(W a, W b) { return a + b; }
+inline W w_sub(W a, W b) { return a - b; }
+inline W w_mul(W a, W b) { return a * b; }
+inline W w_div(W a, W b) { return a / b; }
+inline W w_max(W a, W b) { return a > b ? a : b; }  // the second when either is NaN, as x86 does
+inline W w_min(W a, W b) { return a < b ? a : b; }
+inline W w_exponent(W t) {
+  WI bits;
+  __builtin_memcpy(&bits, &t, sizeof bits);
+  bits = (bits + 127u) << 23;
+  W r;
+  __builtin_memcpy(&r, &bits, sizeof r);
+  return r;
+}
+inline W w_load_bfloat16(const uint16_t* p) {
+  return W{from_bfloat16(p[0]), from_bfloat16(p[1]), from_bfloat16(p[2]), from_bfloat16(p[3])};
+}
+inline W w_load_float16(const uint16_t* p) {
+  return W{from_float16(p[0]), from_float16(p[1]), from_float16(p[2]), from_float16(p[3])};
+}
+
+}  // namespace
+}  // namespace mindport

@@ -1,0 +1,297 @@
+"""Loads a model directory and computes steps of it on the CPU.
+
+MindSpore is imported by ``ModelRunner.load``, in the process that serves the model, and nowhere else. The
+network is compiled once, for ``max_rows`` rows: its operators compute only the rows a step has.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import sys
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from contract.faults import Fault, FaultKind
+from contract.serving import read_config
+from daemon.backends.ms.kernels import FORMATS, PANEL_ROWS, KernelError, Kernels
+from daemon.backends.ms.segments import Segment
+from daemon.backends.ms.shape import DecoderShape
+from daemon.backends.ms.weights import Checkpoint, WeightLoader
+
+FloatArray = npt.NDArray[np.float32]
+Progress = Callable[[float, str], None]
+"""Called with a fraction from 0 to 1 and what is being done, from several threads, one at a time."""
+
+_READ_SHARE = 0.9  # of the progress that reading weights is
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerOptions:
+    """How a model is to be run."""
+
+    num_blocks: int
+    """KV blocks to provide."""
+    max_rows: int = 512
+    """Most tokens of a step, over all its segments."""
+    max_logit_rows: int = 64
+    """Most rows of a step that want logits."""
+    threads: int = 0
+    """Threads of the kernels; 0: as many as the process may use processors."""
+    dtype: str = "auto"
+    """Of the packed weights: ``auto`` (as stored), ``float32``, ``bfloat16`` or ``float16``."""
+    block_size: int = PANEL_ROWS
+
+
+class ModelRunner:
+    """One loaded model, for one thread: MindSpore stops for good when two run graphs at the same time."""
+
+    def __init__(self, shape: DecoderShape, options: RunnerOptions, kernels: Kernels, device: Any) -> None:
+        """For ``load``, which is how a runner is made."""
+        self.vocab_size = shape.vocab
+        self.context_len = shape.context
+        self.block_size = options.block_size
+        self.num_blocks = options.num_blocks
+        self.max_rows = options.max_rows
+        self.max_logit_rows = options.max_logit_rows
+        self.kv_bytes_per_block = shape.kv_bytes_per_block
+        self.weight_bytes: int = device.weight_bytes
+        self._kernels = kernels
+        self._device = device
+        self._model: int = device.model
+        self._closed = False
+        self._network: Any = None
+        self._tokens = np.zeros(options.max_rows, np.int32)
+
+    @classmethod
+    def load(cls, model_dir: Path, *, options: RunnerOptions, progress: Progress) -> ModelRunner:
+        """Reads, packs and compiles a model. Raises ``Fault`` when it cannot be run."""
+        config = read_config(model_dir)
+        shape = DecoderShape.from_config(config)
+        _check_options(options)
+        checkpoint = Checkpoint(model_dir)
+        progress(0.0, "starting MindSpore")
+        threads = options.threads or len(os.sched_getaffinity(0))
+        try:
+            kernels = Kernels()
+            kernels.threads = threads
+            _set_up_mindspore()
+            return cls._build(model_dir, config, (shape, options), (kernels, checkpoint), progress)
+        except KernelError as error:
+            raise _fault_of(error) from None
+
+    @classmethod
+    def _build(
+        cls,
+        model_dir: Path,
+        config: dict[str, Any],
+        wanted: tuple[DecoderShape, RunnerOptions],
+        sources: tuple[Kernels, Checkpoint],
+        progress: Progress,
+    ) -> ModelRunner:
+        from daemon.backends.ms.layers import Device
+
+        (shape, options), (kernels, checkpoint) = wanted, sources
+        dtype = checkpoint.main_dtype if options.dtype == "auto" else options.dtype
+        model = kernels.new_model(options.max_rows, options.max_logit_rows, options.num_blocks)
+        device = Device(kernels, model, options.max_rows, dtype)
+        try:
+            network = _network(model_dir, config, device)
+            runner = cls(shape, options, kernels, device)
+            runner._network = network
+            loader = WeightLoader(kernels, checkpoint, device.plan)
+
+            def report(done: int, total: int) -> None:
+                progress(_READ_SHARE * done / max(1, total), "reading weights")
+
+            with ThreadPoolExecutor(1, "load") as pool:
+                reading = pool.submit(loader.load, kernels.threads, report)
+                runner._compile()  # meanwhile: the graph names the weights by handle only
+                reading.result()
+            progress(_READ_SHARE, "first step")
+            runner._warm_up()
+        except BaseException:
+            device.release()
+            kernels.free_model(model)
+            raise
+        device.release()
+        progress(1.0, "ready")
+        return runner
+
+    def rope_for(self, prompt_len: int) -> tuple[float, float]:
+        """Rotary base and scale of a sequence with a prompt of this length, for its whole life."""
+        base, scale = self._network.rope_for(prompt_len)
+        return float(base), float(scale)
+
+    def execute(self, segments: Sequence[Segment]) -> FloatArray:
+        """Computes a step: float32 [rows that want logits, vocab], in segment order, until the next call.
+
+        Raises ``Fault`` when a limit is broken, memory runs out, or logits are NaN or infinite.
+        """
+        if self._closed:
+            raise Fault(FaultKind.NOT_READY, "the model has been closed")
+        rows, wanted = self._write_tokens(segments)
+        try:
+            serial = self._begin(segments)
+            self._run(serial)
+        except KernelError as error:
+            raise _fault_of(error) from None
+        failure = self._kernels.failure(self._model)
+        if failure:
+            kind = FaultKind.OUT_OF_MEMORY if failure == "out of memory" else FaultKind.INTERNAL
+            raise Fault(kind, f"the step failed: {failure}", details={"rows": rows})
+        return self._kernels.logits(self._model, wanted, self.vocab_size)
+
+    def copy_block(self, src: int, dst: int) -> None:
+        """Copies a KV block of every layer. Raises ``Fault`` when there is no such block."""
+        try:
+            self._kernels.copy_block(self._model, src, dst)
+        except KernelError as error:
+            raise _fault_of(error) from None
+
+    def close(self) -> None:
+        """Gives the memory back. Views of logits must not be used afterwards."""
+        if not self._closed:
+            self._closed = True
+            self._network = None
+            self._kernels.free_model(self._model)
+
+    def _write_tokens(self, segments: Sequence[Segment]) -> tuple[int, int]:
+        """Fills the tokens of the step; the number of rows, and of those that want logits."""
+        row = wanted = 0
+        for segment in segments:
+            end = row + len(segment.token_ids)
+            if end > self.max_rows:
+                message = f"a step may have {self.max_rows} rows, and this one has at least {end}"
+                raise Fault(FaultKind.INTERNAL, message)
+            self._tokens[row:end] = segment.token_ids
+            wanted += len(segment.token_ids) - segment.logits_from
+            row = end
+        return row, wanted
+
+    def _begin(self, segments: Sequence[Segment]) -> int:
+        shape = np.array(
+            [(len(s.token_ids), s.start, len(s.block_table), s.logits_from) for s in segments], np.int64
+        ).reshape(-1, 4)
+        rope = np.array([(s.rope_base, s.rope_scale) for s in segments], np.float64).reshape(-1, 2)
+        tables = np.fromiter((block for s in segments for block in s.block_table), np.int32)
+        return self._kernels.begin_step(self._model, shape, rope, tables)
+
+    def _inputs(self, serial: int) -> tuple[Any, Any]:
+        import mindspore
+
+        return mindspore.Tensor(self._tokens), mindspore.Tensor(np.array([serial], np.int64))
+
+    def _run(self, serial: int) -> None:
+        try:
+            self._network(*self._inputs(serial)).asnumpy()
+        except RuntimeError as error:
+            message = f"MindSpore could not run the graph: {_first_line(error)}"
+            raise Fault(FaultKind.INTERNAL, message) from error
+
+    def _compile(self) -> None:
+        try:
+            self._network.compile(*self._inputs(0))
+        except Exception as error:
+            message = f"the network cannot be compiled: {_first_line(error)}"
+            raise Fault(FaultKind.INVALID_MODEL, message) from error
+
+    def _warm_up(self) -> None:
+        """One step of one token, so that the first request does not pay for first times."""
+        base, scale = self.rope_for(1)
+        self.execute([Segment([0], 0, [0], 0, base, scale)])
+
+
+def _first_line(error: Exception) -> str:
+    """MindSpore frames its messages with rules of dashes and appends its own call stack."""
+    return next((line for line in str(error).splitlines() if line.strip(" -")), type(error).__name__)
+
+
+def _check_options(options: RunnerOptions) -> None:
+    if options.block_size != PANEL_ROWS:
+        message = f"the CPU engine has KV blocks of {PANEL_ROWS} positions, not {options.block_size}"
+        raise Fault(FaultKind.INVALID_CONFIG, message)
+    if options.dtype != "auto" and options.dtype not in FORMATS:
+        message = f"dtype {options.dtype!r} is not one of auto, {', '.join(FORMATS)}"
+        raise Fault(FaultKind.INVALID_CONFIG, message)
+    if min(options.num_blocks, options.max_rows, options.max_logit_rows) < 1 or options.threads < 0:
+        message = "num_blocks, max_rows and max_logit_rows must be positive, threads not negative"
+        raise Fault(FaultKind.INVALID_CONFIG, message)
+
+
+@functools.cache  # MindSpore accepts these settings once a process
+def _set_up_mindspore() -> None:
+    os.environ.setdefault("GLOG_v", "3")  # errors only; read when MindSpore is first imported
+    import mindspore
+
+    mindspore.set_device("CPU")
+    mindspore.set_context(mode=mindspore.GRAPH_MODE)
+    # One thread hands out operators: more would contend with the kernels' own.
+    mindspore.runtime.dispatch_threads_num(1)
+
+
+def _network(model_dir: Path, config: dict[str, Any], device: Any) -> Any:
+    network_class = _network_class(model_dir, config)
+    try:
+        return network_class(config, device)
+    except (Fault, KernelError):
+        raise
+    except Exception as error:
+        message = f"the network of {model_dir} cannot be built: {_first_line(error)}"
+        raise Fault(FaultKind.INVALID_MODEL, message) from error
+
+
+def _network_class(model_dir: Path, config: dict[str, Any]) -> Any:
+    name = (config.get("serving") or {}).get("network")
+    if not isinstance(name, str) or Path(name).name != name:
+        message = f'{model_dir}/config.json, block "serving", must name the network file, and has {name!r}'
+        raise Fault(FaultKind.INVALID_MODEL, message)
+    module = _import_network(model_dir / name)
+    network = getattr(module, "Network", None)
+    if network is None:
+        raise Fault(FaultKind.INVALID_MODEL, f"{model_dir / name} has no class Network")
+    return network
+
+
+def _import_network(path: Path) -> ModuleType:
+    from daemon.backends.ms.layers import LAYER_API_VERSION
+
+    if not path.is_file():
+        raise Fault(FaultKind.INVALID_MODEL, f"the network file {path} does not exist")
+    unique = f"mindport_network_{uuid.uuid4().hex}"
+    spec = importlib.util.spec_from_file_location(unique, path)
+    if spec is None or spec.loader is None:
+        raise Fault(FaultKind.INVALID_MODEL, f"the network file {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[unique] = module  # MindSpore's parser looks the module of a Cell up by name
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[unique]
+        message = f"the network file {path} cannot be loaded: {error}"
+        raise Fault(FaultKind.INVALID_MODEL, message) from error
+    wanted = getattr(module, "LAYER_API", None)
+    if wanted != LAYER_API_VERSION:
+        message = f"{path} is written for layer API {wanted}; this MindPort has {LAYER_API_VERSION}"
+        hint = "upgrade MindPort, or package the model again"
+        raise Fault(FaultKind.INVALID_MODEL, message, hint)
+    return module
+
+
+def _fault_of(error: KernelError) -> Fault:
+    if error.out_of_memory:
+        hint = "lower the number of KV blocks, or use a smaller dtype"
+        return Fault(FaultKind.OUT_OF_MEMORY, "the kernels ran out of memory", hint)
+    if "kernels were not built" in str(error):
+        hint = "install a C++17 compiler and install MindPort again"
+        return Fault(FaultKind.START_FAILED, str(error), hint)
+    return Fault(FaultKind.INTERNAL, str(error))

@@ -1,0 +1,62 @@
+"""Builds the kernels of the `ms` engine: one shared library, each instruction set in its own translation
+unit.
+
+Everything else about the package is in pyproject.toml. Without a C++ compiler the package installs all the
+same.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+KERNELS = Path("daemon/backends/ms/kernels")
+FLAGS = ["-std=c++17", "-O3", "-g0", "-fPIC", "-pthread", "-fvisibility=hidden", "-Wall", "-Wextra"]
+# Fused multiply-add only where the source says so: results are identical on every instruction set.
+FLAGS += ["-ffp-contract=off"]
+# False alarms of gcc 12 inside its own intrinsics headers.
+FLAGS += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+ISA_FLAGS = {
+    "kernels_avx2.cc": ["-mavx2", "-mfma", "-mf16c"],
+    "kernels_avx512.cc": ["-mavx512f", "-mavx2", "-mfma", "-mf16c"],
+}
+
+
+class BuildKernels(build_ext):
+    """Compiles each source with the flags of its instruction set, on x86 only, and links a plain library."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """The library keeps its name: it is opened by path, never imported."""
+        return str(Path(*fullname.split("."))) + ".so"
+
+    def get_export_symbols(self, ext: Extension) -> list[str]:
+        """No module initialiser is exported."""
+        return list(ext.export_symbols)
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compile and link."""
+        x86 = any(name in self.plat_name for name in ("x86_64", "amd64"))
+        objects: list[str] = []
+        for source in ext.sources:
+            isa = ISA_FLAGS.get(Path(source).name, []) if x86 else []
+            objects += self.compiler.compile(
+                [source], output_dir=self.build_temp, extra_postargs=FLAGS + isa, depends=ext.depends
+            )
+        target = self.get_ext_fullpath(ext.name)
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        self.compiler.link_shared_object(objects, target, extra_postargs=["-pthread"], target_lang="c++")
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "daemon.backends.ms.kernels.libmindport_kernels",
+            sources=sorted(str(path) for path in KERNELS.glob("*.cc")),
+            depends=sorted(str(path) for path in KERNELS.glob("*.h")),
+            optional=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildKernels},
+)

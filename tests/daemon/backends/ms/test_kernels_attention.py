@@ -1,0 +1,205 @@
+"""Attention over the paged cache: grouped heads, partial rotary, ALiBi, long contexts, any chunking."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from daemon.backends.ms import kernels as k
+from daemon.backends.ms.kernels import FloatArray, KernelError, Kernels, pointer
+
+BLOCKS = 160
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Iterator[Kernels]:
+    library = Kernels()
+    before, threads = library.isa, library.threads
+    yield library
+    library.select_isa(before)
+    library.threads = threads
+
+
+@dataclass
+class Layer:
+    """An attention block with random weights and its NumPy form."""
+
+    library: Kernels
+    heads: int
+    kv_heads: int
+    dim: int
+    rotary: int
+    slopes: Sequence[float] = ()
+    hidden: int = 40
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng(self.heads * 100 + self.dim)
+        width = (self.heads + 2 * self.kv_heads) * self.dim
+        self.model = self.library.new_model(4096, 1, BLOCKS)
+        numbers = (k.ATTENTION, self.hidden, 0, self.heads, self.kv_heads, self.dim, self.rotary)
+        self.block = self.library.new_block(self.model, numbers, 1e-5, 0.5)
+        self.norm = rng.standard_normal(self.hidden, dtype=np.float32)
+        self.qkv = rng.standard_normal((width, self.hidden), dtype=np.float32) * np.float32(0.2)
+        self.bias = rng.standard_normal(width, dtype=np.float32)
+        self.out = rng.standard_normal((self.hidden, self.heads * self.dim), dtype=np.float32)
+        for slot, weights in ((k.IN_MATRIX, self.qkv), (k.OUT_MATRIX, self.out)):
+            matrix = self.library.new_matrix(*weights.shape)
+            self.library.pack(matrix, (0, 0, weights.shape[0]), pointer(weights), "float32")
+            self.library.set_matrix(self.block, slot, matrix)
+            self.library.free_matrix(matrix)
+        self.library.set_vector(self.block, k.NORM, self.norm, size=self.hidden)
+        self.library.set_vector(self.block, k.IN_BIAS, self.bias, size=width)
+        if self.slopes:
+            values = np.array(self.slopes, np.float32)
+            self.library.set_vector(self.block, k.SLOPES, values, size=self.heads)
+
+    def __enter__(self) -> Layer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.library.free_model(self.model)
+
+    def step(self, pieces: Sequence[tuple[FloatArray, int, Sequence[int]]]) -> FloatArray:
+        """Pieces (x, start, block table) computed as one step."""
+        shape = np.array([(len(x), start, len(table), len(x)) for x, start, table in pieces], np.int64)
+        rope = np.tile(np.array([10000.0, 1.1]), (len(pieces), 1))
+        tables = np.array([block for _, _, table in pieces for block in table], np.int32)
+        self.library.begin_step(self.model, shape, rope, tables)
+        x = np.concatenate([piece[0] for piece in pieces])
+        out = np.empty_like(x)
+        self.library.run_block(self.block, x, out)
+        return out
+
+    def reference(self, x: FloatArray) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+        wide = x.astype(np.float64)
+        normed = wide / np.sqrt(np.mean(wide**2, axis=1, keepdims=True) + 1e-5) * self.norm
+        projected = (normed @ self.qkv.T + self.bias).reshape(len(x), -1, self.dim)
+        q = self._rotate(projected[:, : self.heads])
+        key = self._rotate(projected[:, self.heads : self.heads + self.kv_heads])
+        value = projected[:, self.heads + self.kv_heads :]
+        joined = np.empty((len(x), self.heads, self.dim))
+        offset = np.arange(len(x))[None, :] - np.arange(len(x))[:, None]
+        for head in range(self.heads):
+            kv = head // (self.heads // self.kv_heads)
+            scores = q[:, head] @ key[:, kv].T / np.sqrt(self.dim)
+            if self.slopes:
+                scores = scores + self.slopes[head] * offset
+            scores = np.where(offset <= 0, scores, -np.inf)
+            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+            joined[:, head] = weights / weights.sum(axis=1, keepdims=True) @ value[:, kv]
+        result: np.ndarray[tuple[int, int], np.dtype[np.float64]]
+        result = wide + 0.5 * (joined.reshape(len(x), -1) @ self.out.T)
+        return result
+
+    def _rotate(
+        self, heads: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+    ) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+        half = self.rotary // 2
+        if half == 0:
+            return heads
+        angle = np.outer(np.arange(len(heads)), 10000.0 ** (-np.arange(half) / half))
+        cos, sin = (1.1 * f(angle)[:, None, :] for f in (np.cos, np.sin))
+        a, b = heads[..., :half], heads[..., half : self.rotary]
+        return np.concatenate((a * cos - b * sin, b * cos + a * sin, heads[..., self.rotary :]), axis=-1)
+
+
+def table(seed: int, count: int) -> list[int]:
+    return [int(block) for block in np.random.default_rng(seed).permutation(BLOCKS)[:count]]
+
+
+def inputs(rows: int, hidden: int = 40) -> FloatArray:
+    return np.random.default_rng(rows).standard_normal((rows, hidden), dtype=np.float32)
+
+
+SHAPES = [
+    (4, 4, 16, 16, ()),
+    (6, 2, 8, 8, ()),
+    (7, 1, 24, 12, ()),
+    (2, 2, 64, 0, (0.5, 0.03)),
+    (3, 3, 34, 34, ()),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("rows", [1, 17, 100])
+def test_attention_is_what_numpy_says(
+    kernels: Kernels, shape: tuple[int, int, int, int, Sequence[float]], rows: int
+) -> None:
+    x = inputs(rows)
+    with Layer(kernels, *shape) as layer:
+        got = layer.step([(x, 0, table(0, -(-rows // 16)))])
+        expected = layer.reference(x)
+    assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_long_contexts_cross_softmax_chunks(kernels: Kernels) -> None:
+    x = inputs(1300)
+    with Layer(kernels, 4, 2, 16, 16) as layer:
+        got = layer.step([(x, 0, table(1, 82))])
+        expected = layer.reference(x)
+    assert np.abs(got - expected).max() <= 2e-5 * np.abs(expected).max()
+
+
+def test_any_chunking_any_isa_any_threads_gives_the_same_bits(kernels: Kernels) -> None:
+    x = inputs(1100)
+    blocks = table(2, 69)
+    other = inputs(90), 0, table(2, 120)[100:]
+    results = []
+    with Layer(kernels, 6, 2, 16, 16) as layer:
+        for isa in ("portable", "avx2", "avx512"):
+            if not kernels.select_isa(isa):
+                continue
+            for threads, cuts in ((1, (0, 1100)), (3, (0, 1, 2, 19, 500, 513, 1024, 1099, 1100))):
+                kernels.threads = threads
+                pieces = []
+                for first, last in pairwise(cuts):
+                    busy = [other] if first == 19 else []
+                    pieces.append(layer.step([(x[first:last], first, blocks), *busy])[: last - first])
+                results.append(np.concatenate(pieces))
+    assert all(np.array_equal(results[0], result) for result in results)
+
+
+def test_a_copied_block_continues_alike(kernels: Kernels) -> None:
+    x = inputs(33)
+    with Layer(kernels, 4, 2, 16, 16) as layer:
+        whole = layer.step([(x, 0, [0, 1, 2])])
+        for src, dst in ((0, 10), (1, 11)):
+            kernels.copy_block(layer.model, src, dst)
+        assert np.array_equal(layer.step([(x[32:], 32, [10, 11, 12])]), whole[32:])
+
+
+def test_stale_nan_in_a_block_does_not_spread(kernels: Kernels) -> None:
+    x = inputs(20)
+    with Layer(kernels, 4, 2, 16, 16) as layer:
+        clean = layer.step([(x, 0, [0, 1])])
+        layer.step([(np.full_like(x[:17], np.nan), 0, [1, 0])])
+        assert np.array_equal(layer.step([(x, 0, [0, 1])]), clean)
+
+
+@pytest.mark.parametrize(
+    ("shape", "rope", "blocks", "message"),
+    [
+        ((0, 0, 1, 0), (1e4, 1), [0], "no tokens"),
+        ((1, -1, 1, 0), (1e4, 1), [0], "negative position"),
+        ((1, 0, 1, 2), (1e4, 1), [0], "logits_from"),
+        ((17, 0, 1, 17), (1e4, 1), [0], "needs 17 positions"),
+        ((1, 0, 1, 0), (1e4, 1), [BLOCKS], "names KV block"),
+        ((1, 0, 1, 0), (1e4, 1), [-1], "names KV block"),
+        ((1, 0, 1, 0), (0, 1), [0], "rotary base"),
+        ((1, 0, 1, 0), (1e4, np.nan), [0], "rotary base"),
+        ((2, 0, 1, 0), (1e4, 1), [0], "rows of logits"),
+    ],
+)
+def test_steps_that_make_no_sense_are_refused(
+    kernels: Kernels, shape: Sequence[int], rope: Sequence[float], blocks: Sequence[int], message: str
+) -> None:
+    model = kernels.new_model(64, 1, BLOCKS)
+    with pytest.raises(KernelError, match=message):
+        kernels.begin_step(
+            model, np.array([shape], np.int64), np.array([rope], np.float64), np.array(blocks, np.int32)
+        )
+    kernels.free_model(model)
