@@ -26,7 +26,6 @@ class KnownNetwork(NamedTuple):
 KNOWN_NETWORKS: Mapping[str, KnownNetwork] = MappingProxyType(
     {
         # generated: begin
-        "d9b362dc43e538ac12ec56a4f5cdb1b1fa566dafd486a9bf7b5c9a0f3645ea53": KnownNetwork("telechat2.py", 1),
         "69b0f1b094ed1a6d15ae935e7ccf60d2ca5e24743cfeb870fd569a1f7fca41ac": KnownNetwork("telechat2.py", 1),
         # generated: end
     }

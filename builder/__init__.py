@@ -1,0 +1,1 @@
+"""Makes model directories: recipe -> inputs -> plan (pure) -> write -> verify."""

@@ -1,0 +1,1 @@
+"""Reads checkpoints by their headers, and brings weights to their place."""

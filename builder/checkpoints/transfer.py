@@ -1,0 +1,230 @@
+"""Brings a weight file to its place: by hard link, reflink, copy or conversion. Hashes while it copies.
+
+A link or a reflink takes no time because no byte is read. Its SHA-256 is then taken from the digest cache
+when the source is unchanged since it was last hashed, and otherwise left open: the manifest says ``null``,
+the builder says "not hashed", and ``builder verify --hash`` fills it in. A hard link shares the publisher's
+file: whoever writes into that file changes the model. Copies are always hashed, on a thread of their own,
+and pages are dropped behind both ends, so memory stays flat whatever the size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import functools
+import hashlib
+import os
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from builder.checkpoints.digest_cache import DigestCache
+from builder.checkpoints.dtypes import convert_values
+from builder.checkpoints.safetensors_header import DTYPE_BYTES, write_header
+from builder.plan import PlannedWeights
+from contract.checksums import drop_pages
+from contract.faults import Fault, FaultKind
+from contract.manifest import FileEntry
+
+_FICLONE = 0x40049409
+_CHUNK_BYTES = 8 * 1024 * 1024
+_CHUNKS_IN_FLIGHT = 4
+_WINDOW_BYTES = 128 * 1024 * 1024
+_SYNC_FILE_RANGE_WRITE = 2
+_SYNC_FILE_RANGE_ALL = 7
+_NO_REFLINK = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM)
+
+
+@dataclass(frozen=True)
+class Transferred:
+    """What is now in the directory, and what the publisher's file was."""
+
+    written: FileEntry
+    source: FileEntry
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """How files are brought over: whom to tell, and when to stop."""
+
+    cache: DigestCache
+    on_bytes: Callable[[int], None]
+    cancelled: threading.Event
+
+    def transfer(self, weights: PlannedWeights, folder: Path) -> Transferred:
+        """Bring one file into ``folder``. Raises ``Fault``, ``OSError`` or ``CancelledError``."""
+        source = weights.source.path.resolve()
+        target = folder / weights.name
+        if weights.method == "convert":
+            return self._convert(weights, source, target)
+        if weights.method == "link":
+            _hard_link(source, target)
+        elif not _reflink(source, target):
+            entry = self._copy(source, target)
+            return Transferred(entry, entry)
+        self.on_bytes(weights.size)
+        entry = FileEntry(weights.size, self.cache.get(source))
+        return Transferred(entry, entry)
+
+    def _copy(self, source: Path, target: Path) -> FileEntry:
+        with source.open("rb", buffering=0) as reader, _Output(target) as output:
+            behind = 0
+            while chunk := reader.read(_CHUNK_BYTES):
+                self._check()
+                output.write(chunk)
+                self.on_bytes(len(chunk))
+                behind += len(chunk)
+                if behind >= _WINDOW_BYTES:
+                    drop_pages(reader.fileno(), reader.tell() - behind, behind)
+                    behind = 0
+            entry = output.finish()
+        if entry.sha256 is not None:
+            self.cache.put(source, entry.sha256)
+            self.cache.put(target, entry.sha256)
+        return entry
+
+    def _convert(self, weights: PlannedWeights, source: Path, target: Path) -> Transferred:
+        before, after = weights.source.header, weights.header
+        original = hashlib.sha256()
+        with source.open("rb", buffering=0) as reader, _Output(target) as output:
+            original.update(_read_exactly(reader.fileno(), before.data_start))
+            output.write(write_header(list(after.tensors), after.metadata))
+            for old, new in zip(before.tensors, after.tensors, strict=True):
+                step = _CHUNK_BYTES // DTYPE_BYTES[old.dtype] * DTYPE_BYTES[old.dtype]
+                for start in range(old.start, old.end, step):
+                    self._check()
+                    raw = _read_exactly(reader.fileno(), min(step, old.end - start))
+                    original.update(raw)
+                    converted = convert_values(raw, old, new)
+                    output.write(converted)
+                    self.on_bytes(len(converted))
+                drop_pages(reader.fileno(), before.data_start + old.start, old.end - old.start)
+            entry = output.finish()
+        digest = original.hexdigest()
+        self.cache.put(source, digest)
+        return Transferred(entry, FileEntry(before.size, digest))
+
+    def _check(self) -> None:
+        if self.cancelled.is_set():
+            raise CancelledError
+
+
+class CancelledError(Exception):
+    """The work was called off."""
+
+
+class _Output:
+    """A file that is hashed by a second thread while it is written, and written back while it grows."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("xb", buffering=0)
+        self._digest = hashlib.sha256()
+        self._queue: queue.Queue[bytes | None] = queue.Queue(_CHUNKS_IN_FLIGHT)
+        self._thread = threading.Thread(target=self._hash, daemon=True)
+        self._thread.start()
+        self._size = self._started = self._dropped = 0
+
+    def __enter__(self) -> _Output:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+        self._file.close()
+
+    def write(self, chunk: bytes) -> None:
+        self._queue.put(chunk)
+        view = memoryview(chunk)
+        while view:
+            count = self._file.write(view)
+            view = view[count:]
+        self._size += len(chunk)
+        if self._size - self._started >= _WINDOW_BYTES:
+            self._write_back()
+
+    def finish(self) -> FileEntry:
+        """Make it durable; its size and digest."""
+        self._stop()
+        os.fsync(self._file.fileno())
+        if self._size > 2 * _WINDOW_BYTES:
+            drop_pages(self._file.fileno(), 0, 0)
+        return FileEntry(self._size, self._digest.hexdigest())
+
+    def _write_back(self) -> None:
+        """Start writing the newest window, wait for the one before it and let its pages go."""
+        descriptor = self._file.fileno()
+        sync_file_range(descriptor, self._started, self._size - self._started, _SYNC_FILE_RANGE_WRITE)
+        if self._started > self._dropped:
+            sync_file_range(descriptor, self._dropped, self._started - self._dropped, _SYNC_FILE_RANGE_ALL)
+            drop_pages(descriptor, self._dropped, self._started - self._dropped)
+            self._dropped = self._started
+        self._started = self._size
+
+    def _stop(self) -> None:
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+
+    def _hash(self) -> None:
+        while (chunk := self._queue.get()) is not None:
+            self._digest.update(chunk)
+
+
+def _read_exactly(descriptor: int, count: int) -> bytes:
+    parts, missing = [], count
+    while missing:
+        part = os.read(descriptor, missing)
+        if not part:
+            raise Fault(
+                FaultKind.INVALID_MODEL, "a weight file became shorter while it was read", "fetch it again"
+            )
+        parts.append(part)
+        missing -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _hard_link(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError as error:
+        reasons = {
+            errno.EXDEV: "is on another file system",
+            errno.EPERM: "may not be linked by this user, or its file system has no hard links",
+            errno.EMLINK: "has too many links",
+        }
+        if error.errno not in reasons:
+            raise
+        message = f"{source} cannot be linked into {target.parent.parent}: it {reasons[error.errno]}"
+        raise Fault(FaultKind.UNSUPPORTED, message, "leave out --link to copy it") from None
+
+
+def _reflink(source: Path, target: Path) -> bool:
+    """Share the source's blocks where the file system can; ``False`` where it cannot."""
+    with source.open("rb") as reader, target.open("xb") as writer:
+        try:
+            fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
+        except OSError as error:
+            if error.errno not in _NO_REFLINK:
+                raise
+        else:
+            os.fsync(writer.fileno())
+            return True
+    target.unlink()
+    return False
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL | None:
+    with contextlib.suppress(OSError):
+        return ctypes.CDLL(None, use_errno=True)
+    return None
+
+
+def sync_file_range(descriptor: int, offset: int, length: int, flags: int) -> None:
+    """Linux's call of that name; a hint, so that its absence and its errors do not matter."""
+    call = getattr(_libc(), "sync_file_range", None)
+    if call is not None:
+        call(descriptor, ctypes.c_int64(offset), ctypes.c_int64(length), ctypes.c_uint(flags))

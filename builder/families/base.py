@@ -1,0 +1,106 @@
+"""What a family of models is, as data: its fields and their names in each config, its tensors."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["int", "float", "bool", "str", "ids", "any"]
+"""``ids``: one token id or a list of them."""
+
+
+@dataclass(frozen=True)
+class FieldRule:
+    """One architecture value and what each source calls it."""
+
+    hf: str
+    """Its key in config.json."""
+    kind: Kind
+    yaml: str | None = None
+    """Its key in the mindformers ``model_config``."""
+    required: bool = False
+    default: Any = None
+    """When no source has it; ``None`` leaves it out."""
+    same_as: tuple[str, ...] = ()
+    """When no source has it, the value of the first of these other keys that has one."""
+    minimum: float | None = None
+
+
+@dataclass(frozen=True)
+class TensorRule:
+    """Name pattern -> shape. ``{layer}`` is each layer; a dimension multiplies config keys and numbers."""
+
+    pattern: str
+    shape: tuple[str, ...]
+    unless: str | None = None
+    """Absent when this config key is true."""
+
+
+@dataclass(frozen=True)
+class Family:
+    name: str
+    model_type: str
+    architectures: tuple[str, ...]
+    """Accepted spellings, any case; the first is written when the publisher says none."""
+    yaml_types: tuple[str, ...]
+    """``model_config.type`` values that describe this family."""
+    fields: tuple[FieldRule, ...]
+    aliases: Mapping[str, str]
+    """Other spellings of config.json keys."""
+    constants: Mapping[str, Any]
+    """Further config.json keys that readers expect, when the publisher's file has none."""
+    yaml_keys: Mapping[str, Kind]
+    """Every key a ``model_config`` may have."""
+    tensors: tuple[TensorRule, ...]
+    layers: str
+    """The config key that counts the layers."""
+    heads: str
+    kv_heads: str
+    context: str
+    """The config key with the longest sequence."""
+    ignored_tensors: tuple[str, ...] = ()
+    """Patterns of tensors that checkpoints carry and no network needs."""
+    rules: tuple[ConsistencyRule, ...] = field(default=())
+
+    def rule_of(self, hf: str) -> FieldRule | None:
+        """The rule of a config.json key."""
+        return next((rule for rule in self.fields if rule.hf == hf), None)
+
+    def head_dim(self, config: Mapping[str, Any]) -> int:
+        """Width of one attention head."""
+        return int(config.get("head_dim") or int(config["hidden_size"]) // int(config[self.heads]))
+
+    def expected_tensors(self, config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Name and shape of every tensor that a checkpoint of this config must have."""
+        for rule in self.tensors:
+            if rule.unless is not None and config.get(rule.unless):
+                continue
+            shape = tuple(self._dimension(text, config) for text in rule.shape)
+            if "{layer}" in rule.pattern:
+                for layer in range(int(config[self.layers])):
+                    yield rule.pattern.replace("{layer}", str(layer)), shape
+            else:
+                yield rule.pattern, shape
+
+    def is_ignored(self, tensor: str) -> bool:
+        """Whether a surplus tensor is harmless."""
+        return any(re.fullmatch(pattern, tensor) for pattern in self.ignored_tensors)
+
+    def _dimension(self, text: str, config: Mapping[str, Any]) -> int:
+        values = {**config, "head_dim": self.head_dim(config)}
+        return math.prod(int(part) if part.isdigit() else int(values[part]) for part in text.split("*"))
+
+
+@dataclass(frozen=True)
+class ConsistencyRule:
+    """``value`` must be a multiple of, or at most, ``limit``; both are config keys."""
+
+    value: str
+    relation: Literal["multiple_of", "at_most", "below"]
+    limit: str
+    remedy: str
+    unless: str | None = None
+    """Not required when this config key has a value."""

@@ -1,0 +1,123 @@
+"""TeleChat2 dense: 3B, 7B, 35B, 115B."""
+
+from __future__ import annotations
+
+from builder.families.base import ConsistencyRule, Family, FieldRule, Kind, TensorRule
+
+_LAYER = "transformer.h.{layer}."
+
+_YAML_KEYS: dict[str, Kind] = {
+    **dict.fromkeys(("type", "auto_register", "extend_method", "checkpoint_name_or_path", "quant"), "str"),
+    **dict.fromkeys(
+        ("compute_dtype", "layernorm_compute_type", "softmax_compute_type", "rotary_dtype"), "str"
+    ),
+    **dict.fromkeys(
+        ("param_init_type", "embedding_init_type", "res_dtype", "model_type", "model_name"), "str"
+    ),
+    **dict.fromkeys(
+        ("batch_size", "seq_length", "hidden_size", "num_layers", "num_heads", "n_kv_heads"), "int"
+    ),
+    **dict.fromkeys(("intermediate_size", "vocab_size", "multiple_of", "max_position_embedding"), "int"),
+    **dict.fromkeys(("pretrain_seqlen", "bos_token_id", "pad_token_id", "ignore_token_id", "offset"), "int"),
+    **dict.fromkeys(("block_size", "num_blocks", "max_decode_length", "max_length", "top_k"), "int"),
+    **dict.fromkeys(("fine_grain_interleave", "pp_interleave_num", "min_length", "max_new_tokens"), "int"),
+    **dict.fromkeys(
+        ("rms_norm_eps", "theta", "scaling_factor", "repetition_penalty", "top_p", "sigma"), "float"
+    ),
+    **dict.fromkeys(("mean", "ffn_dim_multiplier", "temperature", "embed_dropout_prob"), "float"),
+    **dict.fromkeys(("hidden_dropout_prob", "attention_dropout_prob"), "float"),
+    **dict.fromkeys(
+        ("use_past", "is_dynamic", "use_flash_attention", "out_proj_has_bias", "qkv_concat"), "bool"
+    ),
+    **dict.fromkeys(("use_past_shard", "qkv_has_bias", "wo_has_bias", "do_sample", "use_rope_slice"), "bool"),
+    **dict.fromkeys(("use_attn_mask_compression", "parallel_optimizer", "use_ring_attention"), "bool"),
+    **dict.fromkeys(("tie_word_embeddings", "use_paged_attention"), "bool"),
+    "eos_token_id": "ids",
+    **dict.fromkeys(("auto_map", "parallel_config", "quantization_config"), "any"),
+}
+
+TELECHAT = Family(
+    name="telechat",
+    model_type="telechat",
+    architectures=("TelechatForCausalLM", "TeleChatForCausalLM", "TeleChat2ForCausalLM"),
+    yaml_types=("TelechatConfig", "Telechat2Config"),
+    fields=(
+        FieldRule("vocab_size", "int", "vocab_size", required=True, minimum=1),
+        FieldRule("hidden_size", "int", "hidden_size", required=True, minimum=1),
+        FieldRule("n_layer", "int", "num_layers", required=True, minimum=1),
+        FieldRule("n_head", "int", "num_heads", required=True, minimum=1),
+        FieldRule("num_key_value_heads", "int", "n_kv_heads", same_as=("n_head",), minimum=1),
+        FieldRule("ffn_hidden_size", "int", "intermediate_size", required=True, minimum=1),
+        FieldRule("layer_norm_epsilon", "float", "rms_norm_eps", default=1e-5, minimum=0),
+        FieldRule("seq_length", "int", "seq_length", required=True, minimum=2),
+        FieldRule(
+            "training_seqlen", "int", "pretrain_seqlen", same_as=("base_seqlen", "seq_length"), minimum=1
+        ),
+        FieldRule(
+            "base_seqlen",
+            "int",
+            "max_position_embedding",
+            same_as=("training_seqlen", "seq_length"),
+            minimum=1,
+        ),
+        FieldRule("extend_method", "str", "extend_method", default="DYNAMIC_NTK"),
+        FieldRule("rope_theta", "float", "theta", default=10000.0, minimum=1),
+        FieldRule("bos_token_id", "int", "bos_token_id", default=1, minimum=0),
+        FieldRule("eos_token_id", "ids", "eos_token_id", default=2),
+        FieldRule("pad_token_id", "int", "pad_token_id", default=3, minimum=0),
+        FieldRule("unk_token_id", "int", default=0, minimum=0),
+        FieldRule("tie_word_embeddings", "bool", "tie_word_embeddings", default=False),
+    ),
+    aliases={
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "intermediate_size": "ffn_hidden_size",
+        "rms_norm_eps": "layer_norm_epsilon",
+    },
+    constants={
+        "apply_residual_connection_post_layernorm": False,
+        "attention_dropout": 0.0,
+        "embed_layernorm": False,
+        "hidden_dropout": 0.0,
+        "initializer_range": 0.02,
+        "use_cache": True,
+    },
+    yaml_keys=_YAML_KEYS,
+    tensors=(
+        TensorRule("transformer.word_embeddings.weight", ("vocab_size", "hidden_size")),
+        TensorRule(_LAYER + "input_layernorm.weight", ("hidden_size",)),
+        TensorRule(_LAYER + "self_attention.query.weight", ("n_head*head_dim", "hidden_size")),
+        TensorRule(
+            _LAYER + "self_attention.key_value.weight", ("2*num_key_value_heads*head_dim", "hidden_size")
+        ),
+        TensorRule(_LAYER + "self_attention.dense.weight", ("hidden_size", "n_head*head_dim")),
+        TensorRule(_LAYER + "self_attention.dense.bias", ("hidden_size",)),
+        TensorRule(_LAYER + "post_attention_layernorm.weight", ("hidden_size",)),
+        TensorRule(_LAYER + "mlp.gate_proj.weight", ("ffn_hidden_size", "hidden_size")),
+        TensorRule(_LAYER + "mlp.up_proj.weight", ("ffn_hidden_size", "hidden_size")),
+        TensorRule(_LAYER + "mlp.down_proj.weight", ("hidden_size", "ffn_hidden_size")),
+        TensorRule(_LAYER + "mlp.down_proj.bias", ("hidden_size",)),
+        TensorRule("transformer.ln_f.weight", ("hidden_size",)),
+        TensorRule("lm_head.weight", ("vocab_size", "hidden_size"), unless="tie_word_embeddings"),
+    ),
+    layers="n_layer",
+    heads="n_head",
+    kv_heads="num_key_value_heads",
+    context="seq_length",
+    ignored_tensors=(r".*\.rotary_emb\.inv_freq",),
+    rules=(
+        ConsistencyRule("hidden_size", "multiple_of", "n_head", "correct hidden_size or the number of heads"),
+        ConsistencyRule(
+            "n_head", "multiple_of", "num_key_value_heads", "correct the number of key/value heads"
+        ),
+        ConsistencyRule(
+            "seq_length",
+            "at_most",
+            "base_seqlen",
+            'set extend_method: "DYNAMIC_NTK" or lower seq_length',
+            unless="extend_method",
+        ),
+        ConsistencyRule("bos_token_id", "below", "vocab_size", "correct the id"),
+        ConsistencyRule("pad_token_id", "below", "vocab_size", "correct the id"),
+    ),
+)

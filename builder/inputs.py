@@ -1,0 +1,214 @@
+"""Reads every input of a package and checks them against each other; reports all problems at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from builder.architecture import Architecture, Source, checked_value, merge
+from builder.checkpoints.weight_files import Weights, check_tensors, find_weights
+from builder.families import family_named
+from builder.families.base import Family
+from builder.mindformers_yaml import ModelYaml, extension, read_model_yaml
+from builder.recipe import TEMPLATES_FOLDER, Recipe, RecipeFile
+from builder.sources import Locations, Requested, locate
+from builder.tokenizer.files import (
+    CHAT_TEMPLATE,
+    TOKENIZER_CONFIG,
+    TokenizerFiles,
+    TokenizerInputs,
+    build_tokenizer,
+    read_json_object,
+)
+from contract.faults import Fault, FaultKind, Problem, fault_of_problems
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything read, sound and consistent."""
+
+    recipe: Recipe
+    family: Family
+    locations: Locations
+    yaml: ModelYaml | None
+    hf_config: dict[str, Any]
+    """The publisher's config.json, aliases resolved; empty when there is none."""
+    generation: dict[str, Any]
+    """The publisher's generation_config.json; empty when there is none."""
+    architecture: Architecture
+    weights: Weights
+    tokenizer: TokenizerFiles
+
+
+class _Reader:
+    """Collects problems while files are read one after the other."""
+
+    def __init__(self, locations: Locations) -> None:
+        self.locations = locations
+        self.problems: list[Problem] = []
+
+    def json(self, path: Path | None) -> dict[str, Any]:
+        """The object in a file; empty when there is no file or no sound one."""
+        found = read_json_object(path) if path is not None else {}
+        if isinstance(found, Problem):
+            self.problems.append(found)
+            return {}
+        return found
+
+    def collect(self, fault: Fault) -> None:
+        """Take a fault's problems, or the fault itself as one."""
+        listed = fault.details.get("problems")
+        if isinstance(listed, list):
+            self.problems.extend(Problem(**entry) for entry in listed)
+        else:
+            self.problems.append(Problem("", fault.message, fault.hint))
+
+
+def read_inputs(recipe_file: RecipeFile, requested: Requested) -> Inputs:
+    """Find, read and check all inputs. Raises ``Fault`` with every problem found."""
+    recipe = recipe_file.recipe
+    family = family_named(recipe.family)
+    locations = locate(recipe_file, requested)
+    reader = _Reader(locations)
+    yaml = _read_yaml(reader, family)
+    hf_config = _resolve_aliases(family, reader.json(locations.find("config.json")))
+    reader.problems.extend(_config_problems(family, hf_config))
+    architecture = _merge(recipe, family, yaml, hf_config)
+    reader.problems.extend(architecture.problems)
+    weights = find_weights(locations.weights)
+    reader.problems.extend(weights.problems)
+    if not architecture.problems and weights.files and not weights.problems:
+        reader.problems.extend(check_tensors(weights, family, architecture.values))
+    generation = reader.json(locations.find("generation_config.json"))
+    tokenizer = _read_tokenizer(reader, recipe, architecture)
+    reader.problems.extend(_limit_problems(recipe, family, architecture))
+    if reader.problems or tokenizer is None:
+        raise fault_of_problems(FaultKind.INVALID_MODEL, f"the inputs of {recipe.name}", reader.problems)
+    return Inputs(recipe, family, locations, yaml, hf_config, generation, architecture, weights, tokenizer)
+
+
+def _read_yaml(reader: _Reader, family: Family) -> ModelYaml | None:
+    if reader.locations.yaml is None:
+        return None
+    try:
+        yaml = read_model_yaml(reader.locations.yaml, family)
+    except Fault as fault:
+        reader.collect(fault)
+        return None
+    reader.problems.extend(yaml.problems)
+    return yaml
+
+
+def _resolve_aliases(family: Family, config: dict[str, Any]) -> dict[str, Any]:
+    resolved = {key: value for key, value in config.items() if key not in family.aliases}
+    for alias, name in family.aliases.items():
+        if alias in config:
+            resolved.setdefault(name, config[alias])
+    return resolved
+
+
+def _config_problems(family: Family, config: dict[str, Any]) -> list[Problem]:
+    problems = []
+    stated = config.get("model_type")
+    if stated is not None and stated not in (family.model_type, f"{family.model_type}2"):
+        message = f"is {stated!r}, the recipe's family is {family.name!r}"
+        problems.append(Problem("config.json  model_type", message, "take the recipe of this model"))
+    for rule in family.fields:
+        value = config.get(rule.hf)
+        if value is not None:
+            _, expected = checked_value(rule.kind, value)
+            if expected:
+                problems.append(Problem(f"config.json  {rule.hf}", f"is {value!r}", f"write {expected}"))
+    return problems
+
+
+def _merge(recipe: Recipe, family: Family, yaml: ModelYaml | None, hf_config: dict[str, Any]) -> Architecture:
+    names = [rule.hf for rule in family.fields]
+    said = {}
+    for name in names:
+        if name == "extend_method" and name in hf_config:
+            said[name] = extension(hf_config[name])
+        elif hf_config.get(name) is not None:
+            said[name] = hf_config[name]
+    sources = [yaml.architecture()] if yaml is not None else []
+    if hf_config:
+        sources.append(Source("config.json", said))
+    sources.append(
+        Source("recipe", {name: recipe.architecture[name] for name in names if name in recipe.architecture})
+    )
+    sound = [Source(source.name, _sound(family, source)) for source in sources]
+    return merge(family, sound)
+
+
+def _sound(family: Family, source: Source) -> dict[str, Any]:
+    """The values of the right type; the others are reported where they are read."""
+    rules = {rule.hf: rule for rule in family.fields}
+    return {
+        name: value
+        for name, value in source.values.items()
+        if value is None or not checked_value(rules[name].kind, value)[1]
+    }
+
+
+def _read_tokenizer(reader: _Reader, recipe: Recipe, architecture: Architecture) -> TokenizerFiles | None:
+    values = architecture.values
+    config = reader.json(reader.locations.find_beside_tokenizer(TOKENIZER_CONFIG))
+    ids = {role: _first_id(values.get(f"{role}_token_id")) for role in ("bos", "eos", "pad", "unk")}
+    known = {role: found for role, found in ids.items() if found is not None}
+    try:
+        template = _outer_template(reader, recipe)
+        vocab_size = values.get("vocab_size", 2**31)
+        inputs = TokenizerInputs(reader.locations.tokenizer, config, template, vocab_size, known)
+        tokenizer = build_tokenizer(inputs)
+    except Fault as fault:
+        reader.collect(fault)
+        return None
+    except OSError as error:
+        where = str(reader.locations.tokenizer)
+        reader.problems.append(Problem(where, f"cannot be read: {error.strerror}", "check its permissions"))
+        return None
+    reader.problems.extend(tokenizer.problems)
+    return tokenizer
+
+
+def _outer_template(reader: _Reader, recipe: Recipe) -> tuple[str, str] | None:
+    path = reader.locations.find_beside_tokenizer(CHAT_TEMPLATE)
+    if path is not None:
+        return CHAT_TEMPLATE, path.read_text(encoding="utf-8")
+    name = recipe.prompt.chat_template
+    if name is None:
+        return None
+    template = TEMPLATES_FOLDER / Path(name).name
+    if not template.is_file():
+        message = f"recipe {recipe.name} names the chat template {name!r}, which does not exist"
+        raise Fault(FaultKind.INVALID_CONFIG, message, "correct prompt.chat_template")
+    return f"recipe {recipe.name}", template.read_text(encoding="utf-8")
+
+
+def _first_id(value: Any) -> int | None:
+    if isinstance(value, list):
+        value = value[0] if value else None
+    return value if isinstance(value, int) else None
+
+
+def _limit_problems(recipe: Recipe, family: Family, architecture: Architecture) -> list[Problem]:
+    context = architecture.values.get(family.context)
+    total, prompt = recipe.limits.max_seq_len, recipe.limits.max_input_tokens
+    problems = []
+    if total is not None and isinstance(context, int) and total > context:
+        remedy = f"lower it, or raise {family.context}"
+        problems.append(
+            Problem(
+                "recipe  limits.max_seq_len", f"{total} is more than {family.context} ({context})", remedy
+            )
+        )
+    longest = total or context
+    if prompt is not None and isinstance(longest, int) and prompt >= longest:
+        remedy = f"lower it to {longest - 1} or raise max_seq_len"
+        problems.append(
+            Problem(
+                "recipe  limits.max_input_tokens", f"{prompt} is not below max_seq_len ({longest})", remedy
+            )
+        )
+    return problems

@@ -1,0 +1,1 @@
+"""Reads SentencePiece models and writes them as ``tokenizer.json``, proved equal."""
