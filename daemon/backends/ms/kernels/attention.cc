@@ -179,7 +179,12 @@ void Attention::attend(Step& step, const float* queries, const LayerCache& cache
   const int64_t tokens = std::max<int64_t>(1, kTilesAtOnce * kernels().tile_rows / group);
   const auto& tasks = step.tasks(tokens);
   scratch.resize(std::max(scratch.size(), static_cast<size_t>(pool.size())));
-  pool.each(static_cast<int64_t>(tasks.size()) * shape_.kv_heads, 1, [&](int64_t first, int64_t last, int worker) {
+  int64_t cost = 0;  // of one kv head over all tasks
+  for (const AttentionTask& task : tasks)
+    cost += 2 * group * dim * task.count * (step.segments[static_cast<size_t>(task.segment)].start + task.first + task.count);
+  const int64_t count = static_cast<int64_t>(tasks.size()) * shape_.kv_heads;
+  const int64_t grain = std::max<int64_t>(1, kWorthAThread * count / std::max<int64_t>(1, cost * shape_.kv_heads));
+  pool.each(count, grain, [&](int64_t first, int64_t last, int worker) {
     const auto floats = static_cast<size_t>(QueryGroup::scratch_floats(shape_, tokens));
     float* memory = scratch[static_cast<size_t>(worker)].at_least(floats);
     for (int64_t i = first; i < last; ++i) {

@@ -73,7 +73,9 @@ class Direct {
   explicit Direct(const Product& product) : p_(product) {}
 
   void run() {
-    const int64_t panels = p_.weights.panels(), grain = round_up(p_.widest(panels), p_.weights.parts());
+    const int64_t panels = p_.weights.panels(), panel_cost = p_.m * p_.weights.cols() * kLanes;
+    const int64_t worth = std::max(p_.widest(panels), kWorthAThread / panel_cost);
+    const int64_t grain = round_up(worth, p_.weights.parts());
     ThreadPool::instance().each(panels, grain, [&](int64_t first, int64_t last, int) {
       for (int64_t panel = first; panel < last;) {
         const int64_t width = p_.widest(last - panel);

@@ -14,6 +14,9 @@
 
 namespace mindport {
 
+// Multiply-adds below which handing work to another thread costs more than it saves, the more so on a busy machine.
+constexpr int64_t kWorthAThread = 200'000;
+
 class ThreadPool {
  public:
   static ThreadPool& instance();
