@@ -59,9 +59,9 @@ def examine() -> list[Finding]:
 def print_findings(findings: list[Finding]) -> None:
     """The findings for people, then their number."""
     for finding in findings:
-        say(f"{finding.severity:8}{finding.subject:22}{finding.message}")
+        say(f"{finding.severity:8}{finding.subject:24}{finding.message}")
         if finding.remedy:
-            say(f"{'':8}{'':22}-> {finding.remedy}")
+            say(f"{'':8}{'':24}-> {finding.remedy}")
     errors = sum(finding.severity == "error" for finding in findings)
     warnings = sum(finding.severity == "warning" for finding in findings)
     say(f"{errors} errors, {warnings} warnings")
