@@ -79,7 +79,8 @@ def parse(data: Mapping[str, Any], request_id: str, options: HttpOptions) -> Com
         request = generate_request(body, own_id, sampling)
         request.model = model_name(body, options)
         # An explicit null asks for the rest of the context, silence for the dialect's few tokens.
-        request.default_max_tokens = None if "max_tokens" in body.model_fields_set else DEFAULT_MAX_TOKENS
+        asked_for_all = body.max_tokens is None and "max_tokens" in body.model_fields_set
+        request.default_max_tokens = None if asked_for_all else DEFAULT_MAX_TOKENS
         if isinstance(prompt, str):
             request.text = prompt
         else:
