@@ -48,12 +48,12 @@ class Run:
 
     def progress(self) -> float:
         """Share of the run that is done, by steps, or by the clock where that is further on."""
-        by_steps = self.step / self.options.steps
+        by_steps = float(self.step / self.options.steps)
         if not self.options.minutes:
             return by_steps
         begun = self.first_step / self.options.steps
         elapsed = (time.monotonic() - self.started_at) / 60
-        return max(by_steps, begun + (1 - begun) * elapsed / self.options.minutes)
+        return max(by_steps, float(begun + (1 - begun) * elapsed / self.options.minutes))
 
     def rate(self) -> float:
         """Learning rate now: a short linear rise, then a cosine down to a hundredth."""
