@@ -47,8 +47,12 @@ class InferStream:
                 await asyncio.wait((reading, stopping), return_when=asyncio.FIRST_COMPLETED)
                 reading.cancel()
                 stopping.cancel()
-        except* Fault as faults:
-            raise _first(faults) from None
+        except BaseExceptionGroup as failed:
+            # Not ``except*``: what that raises comes wrapped in a group again.
+            asked_for = failed.subgroup(Fault)
+            if asked_for is None:
+                raise
+            raise _first(asked_for) from None
 
     async def _read(self, requests: AsyncIterator[Any], answers: asyncio.TaskGroup) -> None:
         async for request in requests:
