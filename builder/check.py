@@ -8,9 +8,11 @@ from builder.checkpoints.dtypes import stored_dtype
 from builder.checkpoints.weight_files import check_tensors
 from builder.families import FAMILIES
 from builder.forecast import Budget, Forecast, forecast
+from builder.hf_folder import CONFIG, find_recipe
 from builder.inputs import Inputs, read_inputs
 from builder.model_directory import ModelDirectory, read_directory
-from builder.recipe import find_recipe, known_recipes
+from builder.quantization import read_quantization
+from builder.recipe import known_recipes
 from builder.report import check_dict, print_check, print_json, remark, say
 from builder.sources import Requested
 from builder.write import Target
@@ -24,6 +26,8 @@ def is_model_directory(path: Path) -> bool:
         return False
     if (path / MANIFEST_NAME).is_file() or Target(path.parent, path.name).versions():
         return True
+    if (path / CONFIG).is_file():
+        return False
     hint = f"for sources: builder check MODEL --weights {path}"
     raise Fault(FaultKind.INVALID_MODEL, f"{path} is not a model directory: it has no {MANIFEST_NAME}", hint)
 
@@ -50,6 +54,9 @@ def check_directory(directory: Path, budget: Budget, as_json: bool) -> None:
         print_json({**facts, "forecast": foreseen.to_dict() if foreseen else None})
         return
     say(f"{found.path} is sound ({len(found.manifest.files)} files; weights checked by header and size)")
+    quantization = read_quantization(found.config)
+    if quantization is not None:
+        say(f"quantised  {quantization}")
     for line in foreseen.lines() if foreseen else ():
         say(line)
     remark(f"hint: builder verify {found.path} also reads the weights")
@@ -75,7 +82,7 @@ def _directory_problems(found: ModelDirectory) -> list[Problem]:
 
 def _forecast_of(inputs: Inputs, budget: Budget) -> Forecast:
     longest = inputs.recipe.limits.max_seq_len or int(inputs.architecture.values[inputs.family.context])
-    sizes = (sum(file.header.size for file in inputs.weights.files), inputs.weights.parameters)
+    sizes = (sum(file.header.size for file in inputs.weights.files), inputs.parameters)
     dtype = stored_dtype(inputs.weights, None)
     return forecast(inputs.family, inputs.architecture.values, longest, sizes, dtype, budget)
 
@@ -84,6 +91,7 @@ def _forecast_of_directory(found: ModelDirectory, budget: Budget) -> Forecast | 
     family = FAMILIES.get(found.serving.family or "")
     if family is None or not found.weights.files:
         return None
-    sizes = (sum(file.header.size for file in found.weights.files), found.weights.parameters)
+    sizes = (sum(file.header.size for file in found.weights.files), found.parameters)
     longest = found.serving.limits.max_seq_len
-    return forecast(family, found.config, longest, sizes, found.serving.dtype, budget)
+    dtype = stored_dtype(found.weights, None)
+    return forecast(family, found.config, longest, sizes, dtype, budget)

@@ -78,13 +78,16 @@ def list_command(as_json: bool) -> None:
     "builder package --model telechat2_tiny",
     "builder package --model telechat2_7b --weights W --tokenizer W/tokenizer.model",
     "builder package --model telechat2_7b --yaml my_predict.yaml --dtype bfloat16",
+    "builder package --model ./Qwen2.5-0.5B-Instruct --quantize int4",
     "builder package --model my_recipe.yaml --out /srv/models --link",
 )
 @cli.command()
 @click.option(
-    "--model", required=True, help="A known model (see: builder list) or the path of a recipe.yaml."
+    "--model",
+    required=True,
+    help="A known model (see: builder list), a HuggingFace folder, or the path of a recipe.yaml.",
 )
-@click.option("--name", help="Name in the repository.  [default: the recipe's]")
+@click.option("--name", help="Name in the repository.  [default: the recipe's or the folder's]")
 @_source_options
 @click.option(
     "--out",
@@ -98,6 +101,18 @@ def list_command(as_json: bool) -> None:
 @click.option("--version", type=click.IntRange(min=1), help="Version number.  [default: highest + 1]")
 @click.option("--replace", is_flag=True, help="Overwrite the version if it exists.")
 @click.option("--dtype", type=click.Choice(_DTYPES), help="Convert the weights.  [default: as they are]")
+@click.option(
+    "--quantize",
+    type=click.Choice(("int8", "int4")),
+    help="Store the linear layers as integers that other engines read too; int4 leaves the head.",
+)
+@click.option(
+    "--group-size",
+    type=click.Choice(("32", "64", "128")),
+    callback=lambda context, parameter, value: int(value) if value else None,
+    help="Weights that share a scale.  [default: 64 for int8, 32 for int4, by the demo model's relative "
+    "errors: 0.6 % and 8.7 %]",
+)
 @click.option("--link", is_flag=True, help="Hard-link the weights instead of copying them.")
 @click.option("--dry-run", is_flag=True, help="Check everything, show the plan, write nothing.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress and no notes.")

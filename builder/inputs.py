@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from builder.architecture import Architecture, Source, checked_value, merge
 from builder.checkpoints.weight_files import Weights, check_tensors, find_weights
 from builder.families import family_named
 from builder.families.base import Family
+from builder.hf_folder import classic_spelling
 from builder.mindformers_yaml import ModelYaml, extension, read_model_yaml
+from builder.quantization import Quantization, parameter_count, read_quantization
 from builder.recipe import TEMPLATES_FOLDER, Recipe, RecipeFile
 from builder.sources import Locations, Requested, locate
 from builder.tokenizer.files import (
@@ -39,6 +42,15 @@ class Inputs:
     architecture: Architecture
     weights: Weights
     tokenizer: TokenizerFiles
+    quantization: Quantization | None
+    """Of the publisher's weights; ``None`` when they are plain."""
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the model, however they are stored."""
+        if self.quantization is None:
+            return self.weights.parameters
+        return parameter_count(self.family, self.architecture.values)
 
 
 class _Reader:
@@ -72,20 +84,30 @@ def read_inputs(recipe_file: RecipeFile, requested: Requested) -> Inputs:
     locations = locate(recipe_file, requested)
     reader = _Reader(locations)
     yaml = _read_yaml(reader, family)
-    hf_config = _resolve_aliases(family, reader.json(locations.find("config.json")))
+    config = classic_spelling(reader.json(locations.find("config.json")))
+    hf_config = _resolve_aliases(family, config)
+    quantization = read_quantization(config, str(locations.find("config.json")))
     reader.problems.extend(_config_problems(family, hf_config))
     architecture = _merge(recipe, family, yaml, hf_config)
     reader.problems.extend(architecture.problems)
     weights = find_weights(locations.weights)
     reader.problems.extend(weights.problems)
     if not architecture.problems and weights.files and not weights.problems:
-        reader.problems.extend(check_tensors(weights, family, architecture.values))
+        reader.problems.extend(_tensor_problems(weights, family, architecture, config))
     generation = reader.json(locations.find("generation_config.json"))
-    tokenizer = _read_tokenizer(reader, recipe, architecture)
+    tokenizer = _read_tokenizer(reader, recipe_file, family, architecture)
     reader.problems.extend(_limit_problems(recipe, family, architecture))
     if reader.problems or tokenizer is None:
         raise fault_of_problems(FaultKind.INVALID_MODEL, f"the inputs of {recipe.name}", reader.problems)
-    return Inputs(recipe, family, locations, yaml, hf_config, generation, architecture, weights, tokenizer)
+    read = (yaml, hf_config, generation, architecture, weights, tokenizer, quantization)
+    return Inputs(recipe, family, locations, *read)
+
+
+def _tensor_problems(
+    weights: Weights, family: Family, architecture: Architecture, config: Mapping[str, Any]
+) -> list[Problem]:
+    quantized = {key: config[key] for key in ("quantization_config",) if key in config}
+    return check_tensors(weights, family, {**architecture.values, **quantized})
 
 
 def _read_yaml(reader: _Reader, family: Family) -> ModelYaml | None:
@@ -111,7 +133,7 @@ def _resolve_aliases(family: Family, config: dict[str, Any]) -> dict[str, Any]:
 def _config_problems(family: Family, config: dict[str, Any]) -> list[Problem]:
     problems = []
     stated = config.get("model_type")
-    if stated is not None and stated not in (family.model_type, f"{family.model_type}2"):
+    if stated is not None and stated not in family.model_types:
         message = f"is {stated!r}, the recipe's family is {family.name!r}"
         problems.append(Problem("config.json  model_type", message, "take the recipe of this model"))
     for rule in family.fields:
@@ -120,6 +142,7 @@ def _config_problems(family: Family, config: dict[str, Any]) -> list[Problem]:
             _, expected = checked_value(rule.kind, value)
             if expected:
                 problems.append(Problem(f"config.json  {rule.hf}", f"is {value!r}", f"write {expected}"))
+    problems.extend(family.refuse(config))
     return problems
 
 
@@ -151,15 +174,26 @@ def _sound(family: Family, source: Source) -> dict[str, Any]:
     }
 
 
-def _read_tokenizer(reader: _Reader, recipe: Recipe, architecture: Architecture) -> TokenizerFiles | None:
-    values = architecture.values
+def _read_tokenizer(
+    reader: _Reader, recipe_file: RecipeFile, family: Family, architecture: Architecture
+) -> TokenizerFiles | None:
+    values, recipe = architecture.values, recipe_file.recipe
     config = reader.json(reader.locations.find_beside_tokenizer(TOKENIZER_CONFIG))
     ids = {role: _first_id(values.get(f"{role}_token_id")) for role in ("bos", "eos", "pad", "unk")}
     known = {role: found for role, found in ids.items() if found is not None}
     try:
         template = _outer_template(reader, recipe)
         vocab_size = values.get("vocab_size", 2**31)
-        inputs = TokenizerInputs(reader.locations.tokenizer, config, template, vocab_size, known)
+        inputs = TokenizerInputs(
+            path=reader.locations.tokenizer,
+            config=config,
+            template=template,
+            vocab_size=vocab_size,
+            token_ids=known,
+            end_ids=_all_ids(values.get("eos_token_id")),
+            adds_bos=family.adds_bos,
+            names_the_end=recipe_file.from_folder,
+        )
         tokenizer = build_tokenizer(inputs)
     except Fault as fault:
         reader.collect(fault)
@@ -189,7 +223,11 @@ def _outer_template(reader: _Reader, recipe: Recipe) -> tuple[str, str] | None:
 def _first_id(value: Any) -> int | None:
     if isinstance(value, list):
         value = value[0] if value else None
-    return value if isinstance(value, int) else None
+    return value if isinstance(value, int) and value >= 0 else None
+
+
+def _all_ids(value: Any) -> tuple[int, ...]:
+    return tuple(item for item in (value if isinstance(value, list) else [value]) if isinstance(item, int))
 
 
 def _limit_problems(recipe: Recipe, family: Family, architecture: Architecture) -> list[Problem]:

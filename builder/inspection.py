@@ -9,6 +9,7 @@ import msgspec
 
 from builder.forecast import size_text
 from builder.model_directory import read_directory
+from builder.quantization import read_quantization
 from builder.report import say
 from contract.networks import is_known
 
@@ -24,7 +25,7 @@ def inspect_directory(directory: Path) -> dict[str, Any]:
         "path": str(found.path),
         "serving": msgspec.to_builtins(found.serving),
         "architecture": {key: value for key, value in found.config.items() if key != "serving"},
-        "parameters": found.weights.parameters,
+        "parameters": found.parameters,
         "tensors": len(found.weights.tensors),
         "dtypes": found.weights.dtypes,
         "bytes": manifest.size,
@@ -59,6 +60,8 @@ def print_inspection(found: dict[str, Any]) -> None:
     }
     for name, value in lines.items():
         say(f"{name:11}{value}")
+    if "quantization_config" in found["architecture"]:
+        say(f"quantised  {read_quantization(found['architecture'])}")
     for note in provenance.get("notes", []):
         say(f"note       {note}")
     say("files")

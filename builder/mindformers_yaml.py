@@ -110,6 +110,7 @@ def package_yaml(
     data = _without_absolute_paths(base, "", removed)
     data["load_checkpoint"] = "./"
     model_config = data.setdefault("model", {}).setdefault("model_config", {})
+    model_config.update(family.yaml_values)
     for rule in family.fields:
         if rule.yaml is None or rule.hf not in values:
             continue

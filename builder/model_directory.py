@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from builder.checkpoints.weight_files import Weights, find_weights
+from builder.families import FAMILIES
+from builder.quantization import parameter_count
 from builder.write import Target
 from contract.faults import Fault, FaultKind
 from contract.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -22,6 +24,14 @@ class ModelDirectory:
     serving: Serving
     manifest: Manifest
     weights: Weights
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the model, however they are stored."""
+        family = FAMILIES.get(self.serving.family or "")
+        if family is None or "quantization_config" not in self.config:
+            return self.weights.parameters
+        return parameter_count(family, self.config)
 
     @property
     def model(self) -> str:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from builder.checkpoints.digest_cache import DigestCache
+from builder.hf_folder import find_recipe
 from builder.inputs import Inputs, read_inputs
 from builder.plan import Network, Options, Plan, build_plan
 from builder.progress import Progress
-from builder.recipe import NAME_PATTERN, TEMPLATES_FOLDER, find_recipe
+from builder.recipe import NAME_PATTERN, TEMPLATES_FOLDER
 from builder.sources import Requested
 from builder.write import Target, update_pbtxt, version_exists, write
 from builder.yaml_document import read_yaml
@@ -29,7 +30,7 @@ class Order:
     """What the user asks for."""
 
     model: str
-    """Recipe name or path."""
+    """Recipe name or path, or a HuggingFace folder."""
     name: str | None = None
     requested: Requested = field(default_factory=Requested)
     out: Path = Path("model_repository")
@@ -38,6 +39,8 @@ class Order:
     dtype: str | None = None
     link: bool = False
     dry_run: bool = False
+    quantize: str | None = None
+    group_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Result:
     path: Path
     """The version's folder; for a dry run the one it would be."""
     manifest: Manifest | None
+    errors: Mapping[str, float] = field(default_factory=dict)
+    """Quantised layer -> its relative error, when it was quantised just now."""
 
 
 def package(order: Order, progress: Progress, cache: DigestCache | None = None) -> Result:
@@ -65,7 +70,7 @@ def package(order: Order, progress: Progress, cache: DigestCache | None = None) 
         version = order.version or max(target.versions(), default=0) + 1
         return Result("planned", plan, target.folder / str(version), None)
     written = write(plan, target, cache, progress)
-    return Result("built", plan, written.path, written.manifest)
+    return Result("built", plan, written.path, written.manifest, written.errors)
 
 
 def plan_order(order: Order) -> tuple[Inputs, Plan]:
@@ -73,11 +78,14 @@ def plan_order(order: Order) -> tuple[Inputs, Plan]:
     if order.name is not None and not re.fullmatch(NAME_PATTERN, order.name):
         hint = "use letters, digits, '_', '-' and '.', beginning with a letter or digit"
         raise Fault(FaultKind.INVALID_CONFIG, f"{order.name!r} cannot be a model's name", hint)
-    recipe_file = find_recipe(order.model)
+    if order.group_size is not None and order.quantize is None:
+        raise Fault(FaultKind.INVALID_REQUEST, "--group-size is for --quantize", "add --quantize int4")
+    recipe_file = find_recipe(order.model, order.name)
     recipe = recipe_file.recipe
     inputs = read_inputs(recipe_file, order.requested)
     path, known = shipped_network(recipe.network)
-    options = Options(order.name or recipe.name, order.dtype, order.link)
+    name = order.name or recipe.name
+    options = Options(name, order.dtype, order.link, order.quantize, order.group_size)
     plan = build_plan(inputs, options, Network(known, path.read_bytes()), _yaml_base(inputs))
     return inputs, plan
 

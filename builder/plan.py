@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
 
 from builder.checkpoints.dtypes import converted_header, stored_dtype
+from builder.checkpoints.group_quantizer import QUANTIZER_VERSION
+from builder.checkpoints.rewrite import Changes, rewritten_header
 from builder.checkpoints.safetensors_header import Header
 from builder.checkpoints.weight_files import INDEX_NAME, SINGLE_NAME, WeightFile
 from builder.forecast import Budget, Forecast, forecast, size_text
 from builder.inputs import Inputs
 from builder.mindformers_yaml import package_yaml
+from builder.quantization import Quantization, plan_quantization, quantized_modules
 from builder.rendering import render_card, render_pbtxt
 from builder.serving_block import architecture_config, generation_config, serving_block
+from contract.faults import Fault, FaultKind
 from contract.manifest import canonical_json
 from contract.networks import KnownNetwork
 from contract.serving import FORMAT_VERSION, Serving
@@ -33,6 +37,9 @@ class Options:
     dtype: str | None = None
     """Convert the weights; ``None`` keeps them as they are."""
     link: bool = False
+    quantize: str | None = None
+    """``int8`` or ``int4``; ``None`` keeps floats."""
+    group_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -45,12 +52,13 @@ class Network:
 
 @dataclass(frozen=True)
 class PlannedWeights:
-    """One weight file to be copied, linked or converted."""
+    """One weight file to be copied, linked, converted or written anew."""
 
     source: WeightFile
-    method: Literal["copy", "link", "convert"]
+    method: Literal["copy", "link", "convert", "rewrite"]
     header: Header
     """As it will be written."""
+    changes: Changes = field(default_factory=Changes)
 
     @property
     def name(self) -> str:
@@ -70,6 +78,7 @@ class Plan:
     weights: tuple[PlannedWeights, ...]
     pbtxt: bytes
     serving: Serving
+    quantization: Quantization | None
     forecast: Forecast
     notes: tuple[str, ...]
     fingerprint: str
@@ -89,23 +98,27 @@ class Plan:
 
 def build_plan(inputs: Inputs, options: Options, network: Network, yaml_base: Mapping[str, Any]) -> Plan:
     """Decide every file of the model directory."""
-    weights = _plan_weights(inputs, options)
+    quantization = _quantization(inputs, options)
+    weights = _plan_weights(inputs, options, quantization)
     dtype = stored_dtype(inputs.weights, options.dtype)
-    serving = serving_block(inputs, dtype, network.known)
+    serving = serving_block(inputs, quantization.dtype if quantization else dtype, network.known)
     yaml_name = f"predict_{options.name}.yaml"
     values = inputs.architecture.values
     yaml, removed = package_yaml(yaml_base, inputs.family, values, inputs.tokenizer.vocab_file)
     notes = _notes(inputs, None if options.dtype else dtype, removed)
-    sizes = (sum(entry.size for entry in weights), inputs.weights.parameters)
+    notes.extend(_change_notes(weights, quantization, inputs.family.linear_modules(values)))
+    sizes = (sum(entry.size for entry in weights), inputs.parameters)
     foreseen = forecast(inputs.family, values, serving.limits.max_seq_len, sizes, dtype, Budget())
     config = {**architecture_config(inputs, dtype), "serving": msgspec.to_builtins(serving)}
+    if quantization is not None:
+        config["quantization_config"] = inputs.hf_config.get("quantization_config", quantization.to_config())
     files = {
         **inputs.tokenizer.files,
         "config.json": canonical_json(config),
         "generation_config.json": canonical_json(generation_config(inputs)),
         network.known.name: network.content,
         yaml_name: yaml,
-        CARD_NAME: _card(inputs, options, serving, foreseen, notes),
+        CARD_NAME: _card(inputs, options, (serving, quantization), foreseen, notes),
     }
     if len(weights) > 1 or weights[0].name != SINGLE_NAME:
         files[INDEX_NAME] = _index(weights)
@@ -117,15 +130,37 @@ def build_plan(inputs: Inputs, options: Options, network: Network, yaml_base: Ma
         weights=weights,
         pbtxt=render_pbtxt(options.name, inputs.recipe.title, BACKEND),
         serving=serving,
+        quantization=quantization,
         forecast=foreseen,
         notes=tuple(notes),
         fingerprint=_fingerprint(files, weights),
     )
 
 
-def _plan_weights(inputs: Inputs, options: Options) -> tuple[PlannedWeights, ...]:
+def _quantization(inputs: Inputs, options: Options) -> Quantization | None:
+    if options.quantize is None:
+        return inputs.quantization
+    if inputs.quantization is not None:
+        message = f"the weights of {inputs.recipe.name} are quantised already: {inputs.quantization}"
+        raise Fault(FaultKind.UNSUPPORTED, message, "leave out --quantize, or take unquantised weights")
+    return plan_quantization(options.quantize, options.group_size, inputs.family, inputs.architecture.values)
+
+
+def _plan_weights(
+    inputs: Inputs, options: Options, quantization: Quantization | None
+) -> tuple[PlannedWeights, ...]:
+    values, family = inputs.architecture.values, inputs.family
+    redundant = frozenset(name for name in inputs.weights.tensors if family.is_redundant(name, values))
+    new = quantization if options.quantize else None
+    modules = quantized_modules(new, family, values) if new else frozenset()
+    changes = Changes(options.dtype, new, modules, redundant)
     planned = []
     for file in inputs.weights.files:
+        if new or redundant & {tensor.name for tensor in file.header.tensors}:
+            rewritten = rewritten_header(file.header, changes)
+            if rewritten is not file.header:
+                planned.append(PlannedWeights(file, "rewrite", rewritten, changes))
+                continue
         header = converted_header(file.header, options.dtype) if options.dtype else file.header
         if header is not file.header:
             planned.append(PlannedWeights(file, "convert", header))
@@ -156,8 +191,29 @@ def _notes(inputs: Inputs, dtype: str | None, removed: list[str]) -> list[str]:
     return notes
 
 
-def _card(inputs: Inputs, options: Options, serving: Serving, foreseen: Forecast, notes: list[str]) -> bytes:
-    recipe = inputs.recipe
+def _change_notes(
+    weights: tuple[PlannedWeights, ...],
+    quantization: Quantization | None,
+    linear: Iterable[tuple[str, int]],
+) -> list[str]:
+    changes = [entry.changes for entry in weights if entry.method == "rewrite"]
+    left_out = sorted({name for change in changes for name in change.left_out})
+    notes = [f"{name}: left out, the config ties it to the embedding" for name in left_out]
+    if quantization is None:
+        return notes
+    kept = [name for name, _ in linear if name in quantization.ignore]
+    rest = f"; not quantised: {', '.join(kept)}" if kept else ""
+    return [*notes, f"weights: {quantization}{rest}"]
+
+
+def _card(
+    inputs: Inputs,
+    options: Options,
+    stored: tuple[Serving, Quantization | None],
+    foreseen: Forecast,
+    notes: list[str],
+) -> bytes:
+    recipe, (serving, quantization) = inputs.recipe, stored
     return render_card(
         {
             "name": options.name,
@@ -169,7 +225,8 @@ def _card(inputs: Inputs, options: Options, serving: Serving, foreseen: Forecast
             "parameters": foreseen.parameters,
             "weights_size": size_text(foreseen.weights_bytes),
             "weight_files": len(inputs.weights.files),
-            "dtype": serving.dtype,
+            "dtype": str(quantization or serving.dtype),
+            "quantized": quantization is not None,
             "vocab_size": inputs.architecture.values["vocab_size"],
             "max_seq_len": serving.limits.max_seq_len,
             "max_input_tokens": serving.limits.max_input_tokens,
@@ -185,6 +242,13 @@ def _card(inputs: Inputs, options: Options, serving: Serving, foreseen: Forecast
     )
 
 
+def _conversion(entry: PlannedWeights) -> list[Any] | None:
+    if entry.method == "rewrite":
+        tensors = [[tensor.name, tensor.dtype, list(tensor.shape)] for tensor in entry.header.tensors]
+        return [QUANTIZER_VERSION, *tensors]
+    return [tensor.dtype for tensor in entry.header.tensors] if entry.method == "convert" else None
+
+
 def _fingerprint(files: Mapping[str, bytes], weights: tuple[PlannedWeights, ...]) -> str:
     facts = {
         "format": FORMAT_VERSION,
@@ -193,9 +257,7 @@ def _fingerprint(files: Mapping[str, bytes], weights: tuple[PlannedWeights, ...]
             entry.name: {
                 "size": entry.source.header.size,
                 "header": entry.source.header.sha256,
-                "convert": [tensor.dtype for tensor in entry.header.tensors]
-                if entry.method == "convert"
-                else None,
+                "convert": _conversion(entry),
             }
             for entry in weights
         },

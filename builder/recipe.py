@@ -79,6 +79,8 @@ class RecipeFile(BaseModel):
 
     recipe: Recipe
     folder: Path
+    from_folder: bool = False
+    """Made from a HuggingFace folder, whose own files are all that is known of the model."""
 
     def default_sources(self) -> Path:
         """The folder in which the inputs are looked for unless the user names another."""

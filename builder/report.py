@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from builder.forecast import Forecast, size_text
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from builder.inputs import Inputs
     from builder.package import Result
     from builder.plan import Plan
+
+_WORST = 10
 
 
 def say(text: str = "") -> None:
@@ -51,11 +54,30 @@ def package_dict(result: Result) -> dict[str, Any]:
         "path": str(result.path),
         "bytes": result.plan.size,
         "dtype": result.plan.serving.dtype,
+        "quantization": _quantization_dict(result),
         "fingerprint": result.plan.fingerprint,
         "files": plan_files(result.plan),
         "not_hashed": sorted(name for name, entry in entries.items() if entry.sha256 is None),
         "notes": list(result.plan.notes),
         "forecast": result.plan.forecast.to_dict(),
+    }
+
+
+def worst_layers(errors: Mapping[str, float]) -> list[tuple[str, float]]:
+    """The layers that quantisation changed most, and by how much relative to their weights."""
+    return sorted(errors.items(), key=lambda item: (-item[1], item[0]))[:_WORST]
+
+
+def _quantization_dict(result: Result) -> dict[str, Any] | None:
+    quantization = result.plan.quantization
+    if quantization is None:
+        return None
+    worst = [{"layer": name, "relative_error": error} for name, error in worst_layers(result.errors)]
+    return {
+        "dtype": quantization.dtype,
+        "group_size": quantization.group,
+        "ignore": list(quantization.ignore),
+        "worst_layers": worst,
     }
 
 
@@ -86,6 +108,9 @@ def print_package(result: Result, quiet: bool) -> None:
         if result.manifest
         else []
     )
+    if result.errors and not quiet:
+        worst = ", ".join(f"{name} {error:.2%}" for name, error in worst_layers(result.errors)[:3])
+        remark(f"quantised {len(result.errors)} layers; changed most: {worst}")
     if open_entries and not quiet:
         remark(f"not hashed: {', '.join(open_entries)} (linked without reading)")
         remark(f"hint: builder verify --hash {result.path}")
@@ -103,7 +128,7 @@ def check_dict(inputs: Inputs, foreseen: Forecast) -> dict[str, Any]:
         "weights": {
             "files": [str(file.path) for file in inputs.weights.files],
             "bytes": foreseen.weights_bytes,
-            "parameters": inputs.weights.parameters,
+            "parameters": inputs.parameters,
             "dtypes": inputs.weights.dtypes,
         },
         "tokenizer": {"path": str(inputs.locations.tokenizer), "pieces": inputs.tokenizer.pieces},
@@ -121,5 +146,7 @@ def print_check(inputs: Inputs, foreseen: Forecast) -> None:
     say(f"yaml       {inputs.locations.yaml or 'none; derived when packaged'}")
     say(f"tokenizer  {inputs.locations.tokenizer}, {inputs.tokenizer.pieces} tokens")
     say(f"tensors    {len(inputs.weights.tensors)} in {len(inputs.weights.files)} files ({dtypes})")
+    if inputs.quantization is not None:
+        say(f"quantised  {inputs.quantization}")
     for line in foreseen.lines():
         say(line)

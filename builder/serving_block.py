@@ -63,7 +63,8 @@ def serving_block(inputs: Inputs, dtype: str, network: KnownNetwork) -> Serving:
 
 def _end_ids(inputs: Inputs) -> list[int]:
     ids: list[int] = []
-    for value in (inputs.architecture.values.get("eos_token_id"), inputs.generation.get("eos_token_id")):
+    values, end = inputs.architecture.values, inputs.tokenizer.eos_id
+    for value in (values.get("eos_token_id"), inputs.generation.get("eos_token_id"), end):
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, int) and item not in ids:
                 ids.append(item)

@@ -56,7 +56,8 @@ def locate(recipe_file: RecipeFile, requested: Requested) -> Locations:
         raise _not_there(recipe_file, weights)
     folders = tuple(dict.fromkeys(_folders((weights, default))))
     tokenizer = _tokenizer(recipe_file, requested, folders)
-    return Locations(weights, tokenizer, requested.yaml or _yaml(folders), folders)
+    pattern = "predict_*" if recipe_file.from_folder else "*"
+    return Locations(weights, tokenizer, requested.yaml or _yaml(folders, pattern), folders)
 
 
 def _first(folders: Iterable[Path], name: str) -> Path | None:
@@ -86,9 +87,9 @@ def _tokenizer(recipe_file: RecipeFile, requested: Requested, folders: tuple[Pat
     raise Fault(FaultKind.NOT_FOUND, message, hint)
 
 
-def _yaml(folders: tuple[Path, ...]) -> Path | None:
+def _yaml(folders: tuple[Path, ...], pattern: str) -> Path | None:
     for folder in folders:
-        found = sorted(path for path in folder.iterdir() if path.suffix in (".yaml", ".yml"))
+        found = sorted(path for path in folder.glob(pattern) if path.suffix in (".yaml", ".yml"))
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
             problem = Problem(

@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from importlib import metadata
@@ -56,6 +56,8 @@ class Target:
 class Written:
     path: Path
     manifest: Manifest
+    errors: Mapping[str, float]
+    """Quantised layer -> its relative error."""
 
 
 def write(plan: Plan, target: Target, cache: DigestCache, progress: Progress) -> Written:
@@ -63,12 +65,12 @@ def write(plan: Plan, target: Target, cache: DigestCache, progress: Progress) ->
     try:
         check_space(plan, target)
         with staging_folder(target.folder) as folder:
-            manifest = _fill(folder, plan, cache, progress)
+            manifest, errors = _fill(folder, plan, cache, progress)
             path = _place(folder, target)
             update_pbtxt(plan, target)
     except OSError as error:
         raise _fault_of(error, plan, target) from error
-    return Written(path, manifest)
+    return Written(path, manifest, errors)
 
 
 def check_space(plan: Plan, target: Target) -> None:
@@ -91,16 +93,20 @@ def update_pbtxt(plan: Plan, target: Target) -> None:
         replace_file(path, plan.pbtxt)
 
 
-def _fill(folder: Path, plan: Plan, cache: DigestCache, progress: Progress) -> Manifest:
+def _fill(
+    folder: Path, plan: Plan, cache: DigestCache, progress: Progress
+) -> tuple[Manifest, dict[str, float]]:
     entries: dict[str, FileEntry] = {}
     for name, content in plan.files.items():
         _write_file(folder / name, content)
         entries[name] = FileEntry(len(content), sha256_of_bytes(content))
     sources: dict[str, FileEntry] = {}
+    errors: dict[str, float] = {}
     with progress.stage(f"writing {plan.model}", sum(entry.size for entry in plan.weights)) as on_bytes:
         for name, transferred in _transfer_all(folder, plan, cache, on_bytes):
             entries[name] = transferred.written
             sources[name] = transferred.source
+            errors.update(transferred.errors)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         layer_api=plan.serving.layer_api,
@@ -116,7 +122,7 @@ def _fill(folder: Path, plan: Plan, cache: DigestCache, progress: Progress) -> M
     )
     _write_file(folder / MANIFEST_NAME, manifest.to_bytes())
     sync_folder(folder)
-    return manifest
+    return manifest, errors
 
 
 def _version() -> str:

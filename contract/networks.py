@@ -27,6 +27,7 @@ KNOWN_NETWORKS: Mapping[str, KnownNetwork] = MappingProxyType(
     {
         # generated: begin
         "69b0f1b094ed1a6d15ae935e7ccf60d2ca5e24743cfeb870fd569a1f7fca41ac": KnownNetwork("telechat2.py", 1),
+        "4446142f981204bff90b944ff0da66b6c5675bfba0dbe4f2177a1fea03957911": KnownNetwork("llama.py", 1),
         # generated: end
     }
 )

@@ -18,14 +18,14 @@ DTYPES: Mapping[str, str] = MappingProxyType({"float32": "F32", "float16": "F16"
 """Names as config.json has them -> as safetensors has them."""
 
 _NAMES = {code: name for name, code in DTYPES.items()}
-_FLOATS = frozenset(DTYPES.values())
+FLOATS = frozenset(DTYPES.values())
 
 
 def stored_dtype(weights: Weights, converted_to: str | None) -> str:
-    """The dtype most of the weights have in the model directory, by its config.json name."""
+    """The float dtype most of the weights have in the model directory, by its config.json name."""
     if converted_to is not None:
         return converted_to
-    code = next(iter(weights.dtypes))
+    code = next((code for code in weights.dtypes if code in FLOATS), next(iter(weights.dtypes)))
     return _NAMES.get(code, code.lower())
 
 
@@ -34,7 +34,7 @@ def converted_header(header: Header, dtype: str) -> Header:
     target = DTYPES[dtype]
     position, tensors = 0, []
     for tensor in header.tensors:
-        code = target if tensor.dtype in _FLOATS else tensor.dtype
+        code = target if tensor.dtype in FLOATS else tensor.dtype
         end = position + tensor.elements * DTYPE_BYTES[code]
         tensors.append(replace(tensor, dtype=code, start=position, end=end))
         position = end
@@ -46,20 +46,25 @@ def converted_header(header: Header, dtype: str) -> Header:
 
 def convert_values(data: bytes | memoryview, source: TensorEntry, target: TensorEntry) -> bytes:
     """A run of whole elements in another dtype. Rounds to nearest, ties to even; NaN stays NaN."""
-    import numpy as np
-
     if source.dtype == target.dtype:
         return bytes(data)
-    wide = _to_float32(data, source.dtype)
-    if target.dtype == "F32":
+    return narrowed(widened(data, source.dtype), target.dtype)
+
+
+def narrowed(wide: NDArray[np.float32], code: str) -> bytes:
+    """Float32 values in the dtype of this safetensors code. Rounds to nearest, ties to even."""
+    import numpy as np
+
+    if code == "F32":
         return wide.tobytes()
-    if target.dtype == "F16":
+    if code == "F16":
         with np.errstate(over="ignore"):
             return wide.astype("<f2").tobytes()
     return _to_bfloat16(wide)
 
 
-def _to_float32(data: bytes | memoryview, code: str) -> NDArray[np.float32]:
+def widened(data: bytes | memoryview, code: str) -> NDArray[np.float32]:
+    """Stored values of the dtype of this safetensors code as float32, exactly."""
     import numpy as np
 
     if code == "F32":

@@ -18,12 +18,13 @@ import hashlib
 import os
 import queue
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from builder.checkpoints.digest_cache import DigestCache
 from builder.checkpoints.dtypes import convert_values
+from builder.checkpoints.rewrite import rewrite
 from builder.checkpoints.safetensors_header import DTYPE_BYTES, write_header
 from builder.plan import PlannedWeights
 from contract.checksums import drop_pages
@@ -45,6 +46,8 @@ class Transferred:
 
     written: FileEntry
     source: FileEntry
+    errors: Mapping[str, float] = field(default_factory=dict)
+    """Of quantised layers: root of squared error over squared weights."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class Carrier:
         """Bring one file into ``folder``. Raises ``Fault``, ``OSError`` or ``CancelledError``."""
         source = weights.source.path.resolve()
         target = folder / weights.name
+        if weights.method == "rewrite":
+            return rewrite(weights, folder, self)
         if weights.method == "convert":
             return self._convert(weights, source, target)
         if weights.method == "link":
@@ -74,7 +79,7 @@ class Carrier:
         with source.open("rb", buffering=0) as reader, _Output(target) as output:
             behind = 0
             while chunk := reader.read(_CHUNK_BYTES):
-                self._check()
+                self.check()
                 output.write(chunk)
                 self.on_bytes(len(chunk))
                 behind += len(chunk)
@@ -91,13 +96,13 @@ class Carrier:
         before, after = weights.source.header, weights.header
         original = hashlib.sha256()
         with source.open("rb", buffering=0) as reader, _Output(target) as output:
-            original.update(_read_exactly(reader.fileno(), before.data_start))
+            original.update(read_exactly(reader.fileno(), before.data_start))
             output.write(write_header(list(after.tensors), after.metadata))
             for old, new in zip(before.tensors, after.tensors, strict=True):
                 step = _CHUNK_BYTES // DTYPE_BYTES[old.dtype] * DTYPE_BYTES[old.dtype]
                 for start in range(old.start, old.end, step):
-                    self._check()
-                    raw = _read_exactly(reader.fileno(), min(step, old.end - start))
+                    self.check()
+                    raw = read_exactly(reader.fileno(), min(step, old.end - start))
                     original.update(raw)
                     converted = convert_values(raw, old, new)
                     output.write(converted)
@@ -108,7 +113,8 @@ class Carrier:
         self.cache.put(source, digest)
         return Transferred(entry, FileEntry(before.size, digest))
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raises ``CancelledError`` when the work was called off."""
         if self.cancelled.is_set():
             raise CancelledError
 
@@ -173,7 +179,8 @@ class _Output:
             self._digest.update(chunk)
 
 
-def _read_exactly(descriptor: int, count: int) -> bytes:
+def read_exactly(descriptor: int, count: int) -> bytes:
+    """So many bytes from where the file stands. Raises ``Fault`` when it ends before."""
     parts, missing = [], count
     while missing:
         part = os.read(descriptor, missing)

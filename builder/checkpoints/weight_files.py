@@ -11,6 +11,7 @@ from typing import Any
 
 from builder.checkpoints.safetensors_header import Header, HeaderError, TensorEntry, read_header
 from builder.families.base import Family
+from builder.quantization import expected_tensors
 from contract.faults import Problem
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -77,11 +78,12 @@ def find_weights(path: Path) -> Weights:
 
 
 def check_tensors(weights: Weights, family: Family, config: Mapping[str, Any]) -> list[Problem]:
-    """Every tensor that is missing, surplus or of the wrong shape."""
+    """Every tensor that is missing, surplus or of the wrong shape. Raises ``Fault``."""
     found = weights.tensors
-    expected = dict(family.expected_tensors(config))
+    expected = dict(expected_tensors(family, config))
     missing = [name for name in expected if name not in found]
     surplus = [name for name in found if name not in expected and not family.is_ignored(name)]
+    surplus = [name for name in surplus if not family.is_redundant(name, config)]
     problems = []
     if missing:
         remedy = (

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from contract.faults import Problem
 
 Kind = Literal["int", "float", "bool", "str", "ids", "any"]
 """``ids``: one token id or a list of them."""
@@ -37,6 +39,10 @@ class TensorRule:
     shape: tuple[str, ...]
     unless: str | None = None
     """Absent when this config key is true."""
+    when: str | None = None
+    """Present only when this config key is true."""
+    linear: bool = False
+    """The matrix of a linear layer: what quantisation is for."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +67,27 @@ class Family:
     kv_heads: str
     context: str
     """The config key with the longest sequence."""
+    network: str
+    """File of the ``ms`` backend's network."""
+    yaml_template: str
+    """File in builder/templates: the mindformers yaml when the user brings none."""
+    other_model_types: tuple[str, ...] = ()
+    """Further accepted ``model_type`` values."""
+    yaml_values: Mapping[str, Any] = field(default_factory=dict)
+    """What every ``model_config`` of this family says."""
+    adds_bos: bool = False
+    """A SentencePiece tokenizer of this family puts the beginning token first unless its config says no."""
+    chat_template: str | None = None
+    """File in builder/templates, for a folder that brings none."""
     ignored_tensors: tuple[str, ...] = ()
     """Patterns of tensors that checkpoints carry and no network needs."""
     rules: tuple[ConsistencyRule, ...] = field(default=())
+    refuse: Callable[[Mapping[str, Any]], list[Problem]] = lambda config: []
+    """What a config.json of this family asks for and the network does not do."""
+
+    @property
+    def model_types(self) -> tuple[str, ...]:
+        return (self.model_type, *self.other_model_types)
 
     def rule_of(self, hf: str) -> FieldRule | None:
         """The rule of a config.json key."""
@@ -76,14 +100,30 @@ class Family:
     def expected_tensors(self, config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Name and shape of every tensor that a checkpoint of this config must have."""
         for rule in self.tensors:
-            if rule.unless is not None and config.get(rule.unless):
-                continue
             shape = tuple(self._dimension(text, config) for text in rule.shape)
-            if "{layer}" in rule.pattern:
-                for layer in range(int(config[self.layers])):
-                    yield rule.pattern.replace("{layer}", str(layer)), shape
-            else:
-                yield rule.pattern, shape
+            for name in self._names(rule, config):
+                yield name, shape
+
+    def linear_modules(self, config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+        """Name and input width of every linear layer that has a matrix of its own."""
+        for rule in self.tensors:
+            if rule.linear:
+                for name in self._names(rule, config):
+                    yield name.removesuffix(".weight"), self._dimension(rule.shape[1], config)
+
+    def _names(self, rule: TensorRule, config: Mapping[str, Any]) -> Iterator[str]:
+        absent = rule.unless is not None and bool(config.get(rule.unless))
+        if absent or (rule.when is not None and not config.get(rule.when)):
+            return
+        for layer in range(int(config[self.layers])) if "{layer}" in rule.pattern else (0,):
+            yield rule.pattern.replace("{layer}", str(layer))
+
+    def is_redundant(self, tensor: str, config: Mapping[str, Any]) -> bool:
+        """Whether a config of this family goes without a tensor that others need: a tied head."""
+        return any(
+            rule.pattern == tensor and rule.unless is not None and bool(config.get(rule.unless))
+            for rule in self.tensors
+        )
 
     def is_ignored(self, tensor: str) -> bool:
         """Whether a surplus tensor is harmless."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,13 @@ class TokenizerInputs:
     """Chat template from elsewhere: (where it is from, its text)."""
     vocab_size: int
     token_ids: Mapping[str, int]
-    """``bos``, ``eos``, ``pad``, ``unk`` -> id, as the model's config has them."""
+    """``bos``, ``eos``, ``pad``, ``unk`` -> id, as the model's config has them; of several the first."""
+    end_ids: tuple[int, ...] = ()
+    """All ends that the model's config has."""
+    adds_bos: bool = False
+    """What a SentencePiece tokenizer does when its config does not say."""
+    names_the_end: bool = False
+    """The tokenizer's end token is one more end, not a contradiction."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,8 @@ class TokenizerFiles:
     has_template: bool = False
     vocab_file: str | None = None
     """The SentencePiece file, if there is one."""
+    eos_id: int | None = None
+    """The end token that the tokenizer's own config names."""
     probes: int = 0
     """Texts on which tokenizer.json was proved equal to SentencePiece."""
     problems: tuple[Problem, ...] = field(default=())
@@ -55,22 +63,9 @@ def build_tokenizer(inputs: TokenizerInputs) -> TokenizerFiles:
     """Everything about the tokenizer that goes into the directory. Raises ``Fault`` if it cannot be read."""
     template = _chat_template(inputs)
     problems = _template_problems(template)
-    add_bos = bool(inputs.config.get("add_bos_token", False))
-    files: dict[str, bytes] = {}
-    probes = 0
-    vocab_file = None
-    if inputs.path.suffix == ".model":
-        data = inputs.path.read_bytes()
-        model = read_sentencepiece(inputs.path)
-        added = _added_tokens(inputs, len(model.pieces), add_bos)
-        tokenizer = convert(model, added)
-        probes = _prove(tokenizer, model, added, data)
-        files[SENTENCEPIECE_MODEL] = data
-        vocab_file = SENTENCEPIECE_MODEL
-        files[TOKENIZER_JSON] = tokenizer.to_str().encode()
-    else:
-        tokenizer = _read_tokenizer_json(inputs.path)
-        files[TOKENIZER_JSON] = inputs.path.read_bytes()
+    read = _from_sentencepiece if inputs.path.suffix == ".model" else _from_json
+    tokenizer, found = read(inputs)
+    files = dict(found.files)
     pieces = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
     if pieces > inputs.vocab_size:
         message = f"has ids up to {pieces - 1}, the model's vocab_size is {inputs.vocab_size}"
@@ -81,7 +76,39 @@ def build_tokenizer(inputs: TokenizerInputs) -> TokenizerFiles:
     files[TOKENIZER_CONFIG] = canonical_json(_config(inputs, tokenizer, template))
     if template is not None:
         files[CHAT_TEMPLATE] = template[1].encode()
-    return TokenizerFiles(files, pieces, add_bos, template is not None, vocab_file, probes, tuple(problems))
+    end = _token_text(inputs.config.get("eos_token"))
+    return replace(
+        found,
+        files=files,
+        pieces=pieces,
+        has_template=template is not None,
+        eos_id=tokenizer.token_to_id(end) if end else None,
+        problems=tuple(problems),
+    )
+
+
+def _from_sentencepiece(inputs: TokenizerInputs) -> tuple[Tokenizer, TokenizerFiles]:
+    add_bos = bool(inputs.config.get("add_bos_token", inputs.adds_bos))
+    data = inputs.path.read_bytes()
+    model = read_sentencepiece(inputs.path)
+    added = _added_tokens(inputs, len(model.pieces), add_bos)
+    tokenizer = convert(model, added)
+    probes = _prove(tokenizer, model, added, data)
+    files = {SENTENCEPIECE_MODEL: data, TOKENIZER_JSON: tokenizer.to_str().encode()}
+    found = TokenizerFiles(files, add_bos=add_bos, vocab_file=SENTENCEPIECE_MODEL, probes=probes)
+    return tokenizer, found
+
+
+def _from_json(inputs: TokenizerInputs) -> tuple[Tokenizer, TokenizerFiles]:
+    tokenizer = _read_tokenizer_json(inputs.path)
+    own = _puts_first(tokenizer, inputs.token_ids.get("bos"))
+    add_bos = bool(inputs.config.get("add_bos_token", own))
+    return tokenizer, TokenizerFiles({TOKENIZER_JSON: inputs.path.read_bytes()}, add_bos=add_bos)
+
+
+def _puts_first(tokenizer: Tokenizer, begin: int | None) -> bool:
+    """Whether the tokenizer itself begins every text with this token."""
+    return begin is not None and tokenizer.encode("a", add_special_tokens=True).ids[:1] == [begin]
 
 
 def _prove(tokenizer: Tokenizer, model: SentencePieceModel, added: AddedTokens, data: bytes) -> int:
@@ -155,6 +182,8 @@ def _id_problems(inputs: TokenizerInputs, tokenizer: Tokenizer) -> list[Problem]
         text = _token_text(inputs.config.get(f"{role}_token"))
         wanted = inputs.token_ids.get(role)
         found = tokenizer.token_to_id(text) if text else None
+        if role == "eos" and found is not None and (inputs.names_the_end or found in inputs.end_ids):
+            continue
         if text and found is None:
             message = f"{text!r} is not in the vocabulary"
             problems.append(Problem(f"{TOKENIZER_CONFIG}  {role}_token", message, "correct the token"))

@@ -1,0 +1,255 @@
+"""``--quantize``: what is written, that it is the published form, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from builder.checkpoints import rewrite
+from builder.checkpoints.safetensors_header import DTYPE_BYTES, read_header
+from builder.families import FAMILIES
+from builder.quantization import expected_tensors, plan_quantization, read_quantization
+from contract.faults import Fault
+from contract.manifest import read_manifest
+from contract.serving import read_serving
+from tests.builder.checkpoints.test_group_quantizer import unpack
+from tests.builder.conftest import Builder
+from tests.builder.hf_models import LLAMA3, QWEN, write_folder
+
+HEAD = "lm_head"
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "m", LLAMA3)
+
+
+def quantize(builder: Builder, folder: Path, method: str, *more: object) -> dict[str, Any]:
+    out = folder.parent / "out"
+    run = builder("package", "--model", folder, "--out", out, "--quantize", method, "--json", *more)
+    assert run.code == 0, run.out
+    return run.json()
+
+
+def read_back(place: Path, bits: int, group: int) -> dict[str, Any]:
+    """Every tensor under its own name again, as another engine would compute it."""
+    stored = load_file(place / "model.safetensors")
+    restored = {}
+    for name, values in stored.items():
+        module, _, part = name.rpartition(".")
+        if part == "weight_packed":
+            shape = stored[f"{module}.weight_shape"]
+            integers = unpack(values.tobytes(), bits, int(shape[1]))
+            assert list(integers.shape) == shape.tolist()
+            scales = np.repeat(stored[f"{module}.weight_scale"].astype(np.float32), group, axis=1)
+            restored[f"{module}.weight"] = integers * scales
+        elif part not in ("weight_scale", "weight_shape"):
+            restored[name] = values
+    return restored
+
+
+@pytest.mark.parametrize(("method", "bits", "ignore"), [("int8", 8, []), ("int4", 4, [HEAD])])
+def test_the_published_form(
+    builder: Builder, folder: Path, method: str, bits: int, ignore: list[str]
+) -> None:
+    group = 32
+    result = quantize(builder, folder, method, "--group-size", group)
+    place = Path(result["path"])
+    config = json.loads((place / "config.json").read_text())
+    block = config["quantization_config"]
+    assert (block["quant_method"], block["format"]) == ("compressed-tensors", "pack-quantized")
+    (form,) = block["config_groups"].values()
+    assert form["targets"] == ["Linear"]
+    assert {key: form["weights"][key] for key in ("num_bits", "group_size", "symmetric", "strategy")} == {
+        "num_bits": bits,
+        "group_size": group,
+        "symmetric": True,
+        "strategy": "group",
+    }
+    assert block["ignore"] == ignore
+    assert read_serving(place).dtype == method == read_manifest(place).provenance.dtype
+    assert config["torch_dtype"] == "float32"
+    before, after = load_file(folder / "model.safetensors"), read_back(place, bits, group)
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    linear = {f"{name}.weight" for name, _ in FAMILIES["llama"].linear_modules(LLAMA3)}
+    assert changed == linear - {f"{name}.weight" for name in ignore}
+    for name in changed:
+        error = np.linalg.norm(after[name] - before[name]) / np.linalg.norm(before[name])
+        assert error < (0.11 if bits == 4 else 0.007)
+    worst = result["quantization"]["worst_layers"]
+    assert worst[0]["relative_error"] >= worst[-1]["relative_error"] > 0
+    name = f"{worst[0]['layer']}.weight"
+    error = np.linalg.norm(after[name] - before[name]) / np.linalg.norm(before[name])
+    assert worst[0]["relative_error"] == pytest.approx(error, rel=1e-4)
+
+
+def test_every_tensor_is_aligned_and_typed(builder: Builder, folder: Path) -> None:
+    place = Path(quantize(builder, folder, "int4", "--dtype", "bfloat16")["path"])
+    header = read_header(place / "model.safetensors")
+    for tensor in header.tensors:
+        assert tensor.start % DTYPE_BYTES[tensor.dtype] == 0, tensor
+        ending = tensor.name.rpartition(".")[2]
+        codes = {"weight_packed": "I32", "weight_shape": "I64"}
+        assert tensor.dtype == codes.get(ending, "BF16")
+    assert header.data_start % 8 == 0
+
+
+def test_commands_know_it(builder: Builder, folder: Path) -> None:
+    place = quantize(builder, folder, "int4")["path"]
+    assert builder("verify", place).code == 0
+    assert "quantised  int4 in groups of 32" in builder("check", place).out
+    assert "quantised  int4 in groups of 32" in builder("inspect", place).out
+    plain = sum(values.size for values in load_file(folder / "model.safetensors").values())
+    assert builder("inspect", place, "--json").json()["parameters"] == plain
+    card = (Path(place) / "README.md").read_text()
+    assert "int4 in groups of 32" in card
+    assert "not quantised: lm_head" in card
+    run = builder("package", "--model", folder, "--out", folder.parent / "out", "--quantize", "int4")
+    assert run.out.startswith("already built")
+
+
+def test_people_see_the_worst_layers(builder: Builder, folder: Path) -> None:
+    run = builder("package", "--model", folder, "--out", folder.parent / "out", "--quantize", "int4")
+    assert "quantised 14 layers; changed most: model.layers." in run.err
+
+
+def test_same_inputs_same_bytes_whatever_the_buffers(
+    builder: Builder, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Path(quantize(builder, folder, "int4", "--name", "a")["path"])
+    monkeypatch.setattr(rewrite, "_BUFFER_BYTES", 1000)
+    monkeypatch.setattr(rewrite, "_BLOCK_ELEMENTS", 70)
+    second = Path(quantize(builder, folder, "int4", "--name", "b")["path"])
+    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+
+
+def test_different_forms_are_different_versions(builder: Builder, folder: Path) -> None:
+    versions = [
+        quantize(builder, folder, method, "--group-size", group)["version"]
+        for method, group in (("int4", 32), ("int8", 32), ("int4", 64))
+    ]
+    assert versions == ["1", "2", "3"]
+
+
+def test_what_the_group_does_not_divide_stays(builder: Builder, folder: Path) -> None:
+    """Only down_proj takes 96 values, which groups of 64 do not divide."""
+    result = quantize(builder, folder, "int8")
+    kept = [f"model.layers.{layer}.mlp.down_proj" for layer in range(2)]
+    assert result["quantization"]["ignore"] == kept
+    assert any("not quantised" in note and kept[1] in note for note in result["notes"])
+    assert builder("check", result["path"]).code == 0
+    assert f"{kept[0]}.weight" in load_file(Path(result["path"]) / "model.safetensors")
+
+
+def test_a_tied_head_is_named_for_other_engines() -> None:
+    assert plan_quantization("int8", 32, FAMILIES["qwen2"], QWEN).ignore == (HEAD,)
+
+
+def test_the_embedding_and_the_norms_are_never_quantised() -> None:
+    for name, config in (("llama", LLAMA3), ("qwen2", QWEN)):
+        modules = dict(FAMILIES[name].linear_modules(config))
+        assert not any("embed" in module or "norm" in module for module in modules)
+        assert len(modules) == 14 + (not config["tie_word_embeddings"])
+
+
+def test_nothing_to_quantise() -> None:
+    with pytest.raises(Fault, match="groups of 128 divide"):
+        plan_quantization("int4", 128, FAMILIES["llama"], LLAMA3)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_is_refused_by_name(builder: Builder, folder: Path, value: float) -> None:
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    weights[name][3, 7] = value
+    save_file(weights, folder / "model.safetensors")
+    out = folder.parent / "out"
+    run = builder("package", "--model", folder, "--out", out, "--quantize", "int4")
+    assert run.code == 2
+    assert f"model.safetensors: {name} holds infinite or NaN values" in run.err
+    assert not out.exists()
+
+
+def test_quantised_folders_are_packaged_as_they_are(builder: Builder, folder: Path, tmp_path: Path) -> None:
+    place = Path(quantize(builder, folder, "int4")["path"])
+    config = json.loads((place / "config.json").read_text())
+    del config["serving"]
+    config["quantization_config"]["version"] = "0.9"
+    published = write_folder(tmp_path / "published", config)
+    (published / "model.safetensors").write_bytes((place / "model.safetensors").read_bytes())
+    run = builder("package", "--model", published, "--out", tmp_path / "again", "--json")
+    assert run.code == 0, run.out
+    assert run.json()["dtype"] == "int4"
+    again = Path(run.json()["path"])
+    assert (again / "model.safetensors").read_bytes() == (place / "model.safetensors").read_bytes()
+    written = json.loads((again / "config.json").read_text())
+    assert written["quantization_config"] == config["quantization_config"]
+    assert builder("check", again).code == 0
+    twice = builder("package", "--model", published, "--quantize", "int8", "--out", tmp_path / "no")
+    assert twice.code == 2
+    assert "quantised already" in twice.err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"quant_method": "gptq"},
+        {"format": "int-quantized"},
+        {"config_groups": {}},
+        {"ignore": ["re:.*attn.*"]},
+    ],
+)
+def test_other_forms_are_refused(change: dict[str, Any]) -> None:
+    block = plan_quantization("int4", 32, FAMILIES["llama"], LLAMA3).to_config()
+    assert read_quantization({"quantization_config": block}) is not None
+    with pytest.raises(Fault, match="of a form that MindPort does not read"):
+        read_quantization({"quantization_config": {**block, **change}})
+
+
+def test_expected_shapes_of_odd_sizes() -> None:
+    config = {**LLAMA3, "vocab_size": 321, "num_hidden_layers": 1}
+    block = plan_quantization("int8", 32, FAMILIES["llama"], config).to_config()
+    shapes = dict(expected_tensors(FAMILIES["llama"], {**config, "quantization_config": block}))
+    assert shapes["lm_head.weight_packed"] == (321, 16)
+    assert shapes["lm_head.weight_scale"] == (321, 2)
+    assert shapes["lm_head.weight_shape"] == (2,)
+    assert shapes["model.embed_tokens.weight"] == (321, 64)
+
+
+def test_an_odd_vocabulary_end_to_end(builder: Builder, tmp_path: Path) -> None:
+    odd = write_folder(tmp_path / "odd", {**LLAMA3, "vocab_size": 321})
+    place = Path(quantize(builder, odd, "int8", "--group-size", 32, "--dtype", "float16")["path"])
+    assert read_back(place, 8, 32)["lm_head.weight"].shape == (321, 64)
+    assert builder("verify", place).code == 0
+
+
+def test_group_size_needs_quantize(builder: Builder, folder: Path) -> None:
+    run = builder("package", "--model", folder, "--group-size", 32, "--out", folder.parent / "out")
+    assert run.code == 2
+    assert "add --quantize" in run.err
+    assert builder("package", "--model", folder, "--quantize", "int3").code == 2
+
+
+def test_the_demo_model(builder: Builder, tmp_path: Path) -> None:
+    """What the defaults were chosen by: relative errors of the demo model's layers."""
+    limits = {"int8": 0.0068, "int4": 0.0935}
+    for method, limit in limits.items():
+        run = builder(
+            "package", "--model", "telechat2_tiny", "--quantize", method, "--out", tmp_path, "--json"
+        )
+        found = run.json()["quantization"]
+        assert found["worst_layers"][0]["relative_error"] < limit
+        assert found["group_size"] == {"int8": 64, "int4": 32}[method]
+        assert found["ignore"] == {"int8": [], "int4": [HEAD]}[method]
+        assert builder("verify", run.json()["path"]).code == 0
