@@ -11,6 +11,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 KERNELS = Path("daemon/backends/ms/kernels")
 FLAGS = ["-std=c++17", "-O3", "-g0", "-fPIC", "-pthread", "-fvisibility=hidden", "-Wall", "-Wextra"]
@@ -18,9 +19,14 @@ FLAGS = ["-std=c++17", "-O3", "-g0", "-fPIC", "-pthread", "-fvisibility=hidden",
 FLAGS += ["-ffp-contract=off"]
 # False alarms of gcc 12 inside its own intrinsics headers.
 FLAGS += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512_VNNI = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"]
 ISA_FLAGS = {
-    "kernels_avx2.cc": ["-mavx2", "-mfma", "-mf16c"],
-    "kernels_avx512.cc": ["-mavx512f", "-mavx2", "-mfma", "-mf16c"],
+    "kernels_avx2.cc": AVX2,
+    "kernels_avx512.cc": ["-mavx512f", *AVX2],
+    "whole_avx2.cc": AVX2,
+    "whole_avxvnni.cc": ["-mavxvnni", *AVX2],
+    "whole_avx512vnni.cc": [*AVX512_VNNI, *AVX2],
 }
 
 
@@ -41,12 +47,27 @@ class BuildKernels(build_ext):
         objects: list[str] = []
         for source in ext.sources:
             isa = ISA_FLAGS.get(Path(source).name, []) if x86 else []
-            objects += self.compiler.compile(
-                [source], output_dir=self.build_temp, extra_postargs=FLAGS + isa, depends=ext.depends
-            )
+            objects += self._compile(source, isa, ext.depends)
         target = self.get_ext_fullpath(ext.name)
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         self.compiler.link_shared_object(objects, target, extra_postargs=["-pthread"], target_lang="c++")
+
+    def _compile(self, source: str, isa: list[str], depends: list[str]) -> list[str]:
+        """One source. The newest instructions are left out where the compiler does not know them."""
+
+        def compile_with(flags: list[str]) -> list[str]:
+            return list(
+                self.compiler.compile(
+                    [source], output_dir=self.build_temp, extra_postargs=FLAGS + flags, depends=depends
+                )
+            )
+
+        try:
+            return compile_with(isa)
+        except CompileError:
+            if not any("vnni" in flag for flag in isa):
+                raise
+            return compile_with([])
 
 
 setup(

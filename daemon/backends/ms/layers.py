@@ -17,6 +17,7 @@ import numpy as np
 from mindspore import nn, ops
 
 from daemon.backends.ms import kernels as k
+from daemon.backends.ms.quantisation import Formats
 from daemon.backends.ms.shape import DecoderShape
 from daemon.backends.ms.weights import Slot, Tensor, WeightPlan
 
@@ -43,13 +44,19 @@ class Device:
     library: k.Kernels
     model: int
     max_rows: int
-    dtype: str
+    formats: Formats
     plan: WeightPlan = field(default_factory=WeightPlan)
     matrices: list[int] = field(default_factory=list)
 
-    def new_matrix(self, rows: int, cols: int, parts: int = 1) -> int:
-        """A packed matrix in the model's dtype."""
-        matrix = self.library.new_matrix(rows, cols, parts=parts, dtype=self.dtype)
+    def new_matrix(
+        self, rows: int, cols: int, names: Sequence[str], *, parts: int = 1, linear: bool = True
+    ) -> int:
+        """A packed matrix for these tensors, in the format the model is to have them."""
+        dtype = self.formats.of(names, linear=linear)
+        if isinstance(dtype, k.Whole):
+            matrix = self.library.new_whole_matrix(rows, cols, dtype, parts=parts)
+        else:
+            matrix = self.library.new_matrix(rows, cols, parts=parts, dtype=dtype)
         self.matrices.append(matrix)
         return matrix
 
@@ -85,6 +92,10 @@ class _Block(nn.Cell):  # type: ignore[misc]  # MindSpore is untyped
         return self.operator(x, step, self.handle)
 
 
+def _names(tensors: Sequence[Tensor], *roles: str) -> list[str]:
+    return [tensor.name for tensor in tensors if set(roles) & set(tensor.roles)]
+
+
 def _rows_out(device: Device, hidden: int) -> tuple[tuple[int, ...], Any]:
     return (device.max_rows, hidden), mindspore.float32
 
@@ -100,7 +111,7 @@ class Embedding(_Block):
         numbers = (k.EMBEDDING, shape.hidden, shape.vocab, 0, 0, 0, 0)
         block = device.library.new_block(device.model, numbers, shape.eps, scale)
         super().__init__(device, "MindPortEmbedding", block, _rows_out(device, shape.hidden))
-        self.matrix = device.new_matrix(shape.vocab, shape.hidden)
+        self.matrix = device.new_matrix(shape.vocab, shape.hidden, [table], linear=False)
         device.library.set_matrix(block, k.IN_MATRIX, self.matrix)
         slot = Slot(rows=shape.vocab, matrix=self.matrix, cols=shape.hidden)
         device.plan.add(Tensor(table, ("table",)), {"table": slot})
@@ -140,16 +151,17 @@ class AttentionBlock(_Block):
         if options.slopes:
             values = np.array(options.slopes, np.float32)
             device.library.set_vector(block, k.SLOPES, values, size=len(options.slopes))
-        slots = self._slots(device, shape)
+        slots = self._slots(device, shape, tensors)
         device.plan.add(Tensor(norm, ("norm",)), slots)
         for tensor in tensors:
             device.plan.add(tensor, slots)
 
-    def _slots(self, device: Device, shape: DecoderShape) -> Mapping[str, Slot]:
+    def _slots(self, device: Device, shape: DecoderShape, tensors: Sequence[Tensor]) -> Mapping[str, Slot]:
         library, hidden = device.library, shape.hidden
         q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
         width = q + 2 * kv
-        projection, out = device.new_matrix(width, hidden), device.new_matrix(hidden, q)
+        projection = device.new_matrix(width, hidden, _names(tensors, "q", "k", "v"))
+        out = device.new_matrix(hidden, q, _names(tensors, "o"))
         library.set_matrix(self.block, k.IN_MATRIX, projection)
         library.set_matrix(self.block, k.OUT_MATRIX, out)
         places = {"q": (0, q), "k": (q, kv), "v": (q + kv, kv)}
@@ -183,7 +195,8 @@ class FeedForward(_Block):
         numbers = (k.FEED_FORWARD, hidden, inner, 0, 0, 0, 0)
         block = device.library.new_block(device.model, numbers, shape.eps, residual_scale)
         super().__init__(device, "MindPortFeedForward", block, _rows_out(device, hidden))
-        gate_up, down = device.new_matrix(inner, hidden, parts=2), device.new_matrix(hidden, inner)
+        gate_up = device.new_matrix(inner, hidden, _names(tensors, "gate", "up"), parts=2)
+        down = device.new_matrix(hidden, inner, _names(tensors, "down"))
         device.library.set_matrix(block, k.IN_MATRIX, gate_up)
         device.library.set_matrix(block, k.OUT_MATRIX, down)
         slots = {
@@ -224,7 +237,7 @@ class LMHead(_Block):
         if isinstance(table, Embedding):
             device.library.set_matrix(block, k.IN_MATRIX, table.matrix)
             return
-        matrix = device.new_matrix(shape.vocab, shape.hidden)
+        matrix = device.new_matrix(shape.vocab, shape.hidden, [table])
         device.library.set_matrix(block, k.IN_MATRIX, matrix)
         device.plan.add(
             Tensor(table, ("table",)), {"table": Slot(shape.vocab, matrix=matrix, cols=shape.hidden)}

@@ -23,10 +23,12 @@ import numpy.typing as npt
 
 from contract.faults import Fault, FaultKind
 from contract.serving import read_config
-from daemon.backends.ms.kernels import FORMATS, PANEL_ROWS, KernelError, Kernels
+from daemon.backends.ms.checkpoint import Checkpoint
+from daemon.backends.ms.kernels import FORMATS, PANEL_ROWS, WHOLE_FORMATS, KernelError, Kernels
+from daemon.backends.ms.quantisation import Formats
 from daemon.backends.ms.segments import Segment
 from daemon.backends.ms.shape import DecoderShape
-from daemon.backends.ms.weights import Checkpoint, WeightLoader
+from daemon.backends.ms.weights import WeightLoader
 
 FloatArray = npt.NDArray[np.float32]
 Progress = Callable[[float, str], None]
@@ -48,7 +50,8 @@ class RunnerOptions:
     threads: int = 0
     """Threads of the kernels; 0: as many as the process may use processors."""
     dtype: str = "auto"
-    """Of the packed weights: ``auto`` (as stored), ``float32``, ``bfloat16`` or ``float16``."""
+    """Of the packed weights: ``auto`` (as stored), ``float32``, ``bfloat16`` or ``float16``; ``int8`` or
+    ``int4`` round the linear layers of a float checkpoint. What is stored quantised stays so."""
     block_size: int = PANEL_ROWS
 
 
@@ -101,14 +104,14 @@ class ModelRunner:
         from daemon.backends.ms.layers import Device
 
         (shape, options), (kernels, checkpoint) = wanted, sources
-        dtype = checkpoint.main_dtype if options.dtype == "auto" else options.dtype
+        formats = Formats.of_model(checkpoint, config, options.dtype)
         model = kernels.new_model(options.max_rows, options.max_logit_rows, options.num_blocks)
-        device = Device(kernels, model, options.max_rows, dtype)
+        device = Device(kernels, model, options.max_rows, formats)
         try:
             network = _network(model_dir, config, device)
             runner = cls(shape, options, kernels, device)
             runner._network = network
-            loader = WeightLoader(kernels, checkpoint, device.plan)
+            loader = WeightLoader(kernels, checkpoint, device.plan, formats.scheme)
 
             def report(done: int, total: int) -> None:
                 progress(_READ_SHARE * done / max(1, total), "reading weights")
@@ -220,8 +223,9 @@ def _check_options(options: RunnerOptions) -> None:
     if options.block_size != PANEL_ROWS:
         message = f"the CPU engine has KV blocks of {PANEL_ROWS} positions, not {options.block_size}"
         raise Fault(FaultKind.INVALID_CONFIG, message)
-    if options.dtype != "auto" and options.dtype not in FORMATS:
-        message = f"dtype {options.dtype!r} is not one of auto, {', '.join(FORMATS)}"
+    known = ("auto", *FORMATS, *WHOLE_FORMATS)
+    if options.dtype not in known:
+        message = f"dtype {options.dtype!r} is not one of {', '.join(known)}"
         raise Fault(FaultKind.INVALID_CONFIG, message)
     if min(options.num_blocks, options.max_rows, options.max_logit_rows) < 1 or options.threads < 0:
         message = "num_blocks, max_rows and max_logit_rows must be positive, threads not negative"

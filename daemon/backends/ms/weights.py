@@ -6,40 +6,35 @@ alone and a file cut short is an error, not a crash.
 
 from __future__ import annotations
 
-import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 
 from contract.faults import Fault, FaultKind
 from contract.serving import read_config
+from daemon.backends.ms.checkpoint import Checkpoint, StoredTensor, some
 from daemon.backends.ms.kernels import FORMAT_BYTES, PANEL_ROWS, Kernels, pointer
+from daemon.backends.ms.quantisation import (
+    PACKED,
+    SCALE,
+    SHAPE,
+    Formats,
+    Scheme,
+    check_foreign,
+    is_packed,
+    stored_names,
+)
 from daemon.backends.ms.shape import DecoderShape
 
-_DTYPES: Mapping[str, str] = MappingProxyType({"F32": "float32", "BF16": "bfloat16", "F16": "float16"})
 _BUFFER = 4 << 20
-_MAX_HEADER = 100 << 20  # as safetensors itself
-_LISTED = 5  # names of a long list that an error shows
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in total."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """Where a tensor lies."""
-
-    path: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,114 +85,59 @@ class WeightPlan:
         self.entries.append((tensor, slots))
 
 
-class Checkpoint:
-    """The safetensors files of a folder: one, or several with an index."""
-
-    def __init__(self, folder: Path) -> None:
-        """Reads the headers. Raises ``Fault`` when a file is missing, cut short or not safetensors."""
-        self.folder = folder
-        self.tensors: dict[str, StoredTensor] = {}
-        for path in _files(folder):
-            self.tensors.update(_header(path))
-
-    @property
-    def total_bytes(self) -> int:
-        return sum(tensor.bytes for tensor in self.tensors.values())
-
-    @property
-    def main_dtype(self) -> str:
-        """The dtype most of the bytes have."""
-        amount: dict[str, int] = {}
-        for tensor in self.tensors.values():
-            amount[tensor.dtype] = amount.get(tensor.dtype, 0) + tensor.bytes
-        return max(amount, key=lambda dtype: amount[dtype])
-
-
-def _files(folder: Path) -> list[Path]:
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            raise Fault(FaultKind.INVALID_MODEL, f"{index} is not a safetensors index: {error}") from None
-        outside = [name for name in names if Path(name).name != name]
-        if outside:
-            raise Fault(
-                FaultKind.INVALID_MODEL, f"{index} names {outside[0]!r}, which is not a file beside it"
-            )
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise Fault(FaultKind.INVALID_MODEL, f"{folder} lacks the weight file {_some(missing)}")
-        return [folder / name for name in names]
-    if single.is_file():
-        return [single]
-    message = f"{folder} has neither model.safetensors nor model.safetensors.index.json"
-    raise Fault(FaultKind.INVALID_MODEL, message)
-
-
-def _header(path: Path) -> dict[str, StoredTensor]:
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > _MAX_HEADER:
-                raise ValueError("its header is too long")
-            entries = json.loads(file.read(length))
-        begin, size = 8 + length, path.stat().st_size
-        entries.pop("__metadata__", None)
-        return {name: _stored(path, entry, begin, size) for name, entry in entries.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Fault(FaultKind.INVALID_MODEL, f"{path} is not a readable safetensors file: {error}") from None
-
-
-def _stored(path: Path, entry: Mapping[str, object], begin: int, size: int) -> StoredTensor:
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in _DTYPES:
-        raise ValueError(f"dtype {dtype} is not one of {', '.join(_DTYPES)}")
-    if not isinstance(shape, list) or not isinstance(offsets, list):
-        raise TypeError("shape and data_offsets must be lists")
-    first, last = offsets
-    name = _DTYPES[str(dtype)]
-    expected = FORMAT_BYTES[name]
-    for dimension in shape:
-        expected *= dimension
-    if last - first != expected or first < 0 or begin + last > size:
-        raise ValueError("it is cut short, or its header is damaged")
-    return StoredTensor(path, name, tuple(shape), begin + first, expected)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
-
-
-def check_names(checkpoint: Checkpoint, plan: WeightPlan) -> None:
+def check_names(checkpoint: Checkpoint, plan: WeightPlan, scheme: Scheme | None = None) -> None:
     """Raises ``Fault`` when the checkpoint lacks a tensor, has one nobody reads, or one of another shape."""
-    wanted = {tensor.name for tensor, _ in plan.entries}
+    check_foreign(checkpoint)
+    wanted = {name for tensor, _ in plan.entries for name in stored_names(checkpoint, tensor.name)}
     missing = sorted(wanted - checkpoint.tensors.keys())
     if missing:
-        message = f"the checkpoint in {checkpoint.folder} lacks {_some(missing)}"
+        message = f"the checkpoint in {checkpoint.folder} lacks {some(missing)}"
         raise Fault(FaultKind.INVALID_MODEL, message, details={"missing": missing})
     unread = checkpoint.tensors.keys() - wanted
     surplus = sorted(name for name in unread if not name.endswith(plan.ignored))
     if surplus:
         message = (
-            f"the checkpoint in {checkpoint.folder} has tensors the network does not read: {_some(surplus)}"
+            f"the checkpoint in {checkpoint.folder} has tensors the network does not read: {some(surplus)}"
         )
         raise Fault(FaultKind.INVALID_MODEL, message, details={"surplus": surplus})
     for tensor, slots in plan.entries:
         shape = _expected_shape(tensor, slots)
-        stored = checkpoint.tensors[tensor.name]
-        if stored.shape != shape:
-            message = (
-                f"{tensor.name} in {stored.path.name} has shape {list(stored.shape)}, expected {list(shape)}"
-            )
-            raise Fault(FaultKind.INVALID_MODEL, message)
+        if scheme is not None and is_packed(checkpoint, tensor.name):
+            _check_packed(checkpoint, tensor.name, shape, scheme)
+        else:
+            _check_stored(checkpoint.tensors[tensor.name], tensor.name, shape, FORMAT_BYTES)
 
 
 def _expected_shape(tensor: Tensor, slots: Mapping[str, Slot]) -> tuple[int, ...]:
     chosen = [slots[role] for role in tensor.roles]
     rows = sum(slot.rows for slot in chosen)
     return (rows,) if chosen[0].matrix is None else (rows, chosen[0].cols)
+
+
+def _check_packed(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], scheme: Scheme) -> None:
+    rows, cols = shape if len(shape) == 2 else (*shape, 1)
+    if len(shape) != 2:
+        raise Fault(FaultKind.INVALID_MODEL, f"{name + PACKED} is quantised; vectors must be floats")
+    stored = checkpoint.tensors
+    _check_stored(stored[name + PACKED], name + PACKED, (rows, scheme.words(cols)), ("int32",))
+    _check_stored(stored[name + SCALE], name + SCALE, (rows, scheme.groups(cols)), FORMAT_BYTES)
+    _check_stored(stored[name + SHAPE], name + SHAPE, (2,), ("int64", "int32"))
+    reader = _Reader()
+    tensor = stored[name + SHAPE]
+    kind = np.int64 if tensor.dtype == "int64" else np.int32
+    said = reader.read(tensor.path, tensor.offset, tensor.bytes).view(kind).tolist()
+    reader.close()
+    if said != [rows, cols]:
+        message = f"{name + SHAPE} in {tensor.path.name} says {said}, expected {[rows, cols]}"
+        raise Fault(FaultKind.INVALID_MODEL, message)
+
+
+def _check_stored(stored: StoredTensor, name: str, shape: tuple[int, ...], dtypes: Container[str]) -> None:
+    if stored.shape != shape:
+        message = f"{name} in {stored.path.name} has shape {list(stored.shape)}, expected {list(shape)}"
+        raise Fault(FaultKind.INVALID_MODEL, message)
+    if stored.dtype not in dtypes:
+        raise Fault(FaultKind.INVALID_MODEL, f"{name} in {stored.path.name} is {stored.dtype}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +152,7 @@ class _Piece:
     first: int
 
 
-def _pieces(tensor: Tensor, stored: StoredTensor, slots: Mapping[str, Slot]) -> Iterator[_Piece]:
+def _pieces(name: str, tensor: Tensor, stored: StoredTensor, slots: Mapping[str, Slot]) -> Iterator[_Piece]:
     row_bytes = stored.bytes // max(1, stored.shape[0])
     most = max(PANEL_ROWS, _BUFFER // row_bytes // PANEL_ROWS * PANEL_ROWS)
     row = 0
@@ -222,7 +162,7 @@ def _pieces(tensor: Tensor, stored: StoredTensor, slots: Mapping[str, Slot]) -> 
             count = slot.rows // tensor.groups
             for done in range(0, count, most):
                 rows = min(most, count - done)
-                yield _Piece(tensor.name, stored, row + done, rows, slot, slot.first + group * count + done)
+                yield _Piece(name, stored, row + done, rows, slot, slot.first + group * count + done)
             row += count
 
 
@@ -260,7 +200,10 @@ class _Reader(threading.local):
 class WeightLoader:
     """Packs the tensors of a plan in parallel."""
 
-    def __init__(self, kernels: Kernels, checkpoint: Checkpoint, plan: WeightPlan) -> None:
+    def __init__(
+        self, kernels: Kernels, checkpoint: Checkpoint, plan: WeightPlan, scheme: Scheme | None = None
+    ) -> None:
+        self._scheme = scheme
         self._kernels = kernels
         self._checkpoint = checkpoint
         self._plan = plan
@@ -270,11 +213,13 @@ class WeightLoader:
 
     def load(self, threads: int, progress: Progress) -> None:
         """Reads and packs everything. Raises ``Fault`` for a checkpoint that does not fit or holds NaN."""
-        check_names(self._checkpoint, self._plan)
+        check_names(self._checkpoint, self._plan, self._scheme)
         pieces = [
             piece
             for tensor, slots in self._plan.entries
-            for piece in _pieces(tensor, self._checkpoint.tensors[tensor.name], slots)
+            for name in stored_names(self._checkpoint, tensor.name)
+            if not name.endswith(SHAPE)
+            for piece in _pieces(name, tensor, self._checkpoint.tensors[name], slots)
         ]
         pieces.sort(key=lambda piece: (piece.stored.path, piece.stored.offset, piece.row))
         total = sum(_piece_bytes(piece) for piece in pieces)
@@ -303,12 +248,20 @@ class WeightLoader:
                 self._kernels.set_vector(slot.block, slot.vector, values, size=slot.size, first=piece.first)
             faults = int(np.count_nonzero(~np.isfinite(values)))
         else:
-            where = (slot.part, piece.first, piece.rows)
-            faults = self._kernels.pack(slot.matrix, where, pointer(view), stored.dtype)
+            faults = self._pack_rows(piece, slot.matrix, pointer(view))
         if faults:
             message = f"{piece.tensor} in {stored.path.name} holds {faults} infinite or NaN values"
             hint = "the checkpoint is damaged, or its values exceed the range of the dtype it is converted to"
             raise Fault(FaultKind.INVALID_MODEL, message, hint)
+
+    def _pack_rows(self, piece: _Piece, matrix: int, source: int) -> int:
+        where, dtype = (piece.slot.part, piece.first, piece.rows), piece.stored.dtype
+        if not piece.stored.is_float:
+            self._kernels.pack_whole(matrix, where, source)
+            return 0
+        if piece.tensor.endswith(SCALE):
+            return self._kernels.pack_scales(matrix, where, source, dtype)
+        return self._kernels.pack(matrix, where, source, dtype)
 
 
 def _piece_bytes(piece: _Piece) -> int:
@@ -335,11 +288,15 @@ class MemoryNeed:
 
 def estimate(model_dir: Path, dtype: str = "auto") -> MemoryNeed:
     """The memory a model needs, from the headers of its files alone. Raises ``Fault``."""
-    shape = DecoderShape.from_config(read_config(model_dir))
+    config = read_config(model_dir)
+    shape = DecoderShape.from_config(config)
     checkpoint = Checkpoint(model_dir)
-    target = checkpoint.main_dtype if dtype == "auto" else dtype
-    weights = sum(
-        tensor.bytes // FORMAT_BYTES[tensor.dtype] * (FORMAT_BYTES[target] if len(tensor.shape) > 1 else 4)
-        for tensor in checkpoint.tensors.values()
-    )
+    formats = Formats.of_model(checkpoint, config, dtype)
+    tables = 0
+    weights = 0
+    for name, tensor in checkpoint.tensors.items():
+        # Of two matrices as long as the vocabulary one is the embedding, which is never rounded.
+        linear = len(tensor.shape) > 1 and (tensor.shape[0] != shape.vocab or tables > 0)
+        tables += len(tensor.shape) > 1 and not linear
+        weights += formats.bytes_of(name, tensor, linear=linear)
     return MemoryNeed(weights, shape.kv_bytes_per_block)

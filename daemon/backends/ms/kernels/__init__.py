@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -18,10 +19,14 @@ import numpy.typing as npt
 LIBRARY = Path(__file__).with_name("libmindport_kernels.so")
 
 FORMATS: Mapping[str, int] = MappingProxyType({"float32": 0, "bfloat16": 1, "float16": 2})
-"""Weight formats, as the C++ side numbers them."""
+"""Float formats, as the C++ side numbers them."""
+WHOLE_FORMATS: Mapping[str, int] = MappingProxyType({"int8": 3, "int4": 4})
+"""Whole numbers that share a scale by groups of columns."""
 FORMAT_BYTES: Mapping[str, int] = MappingProxyType({"float32": 4, "bfloat16": 2, "float16": 2})
 ISA_VARIABLE = "MINDPORT_KERNELS_ISA"
-"""Environment variable that forces an instruction set: ``portable``, ``avx2`` or ``avx512``."""
+"""Environment variable that forces an instruction set, one of ``ISAS``."""
+ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni")
+"""Instruction sets there are kernels for; a processor has some of them."""
 PANEL_ROWS = 16
 """Rows of a packed panel, and positions of a KV block."""
 
@@ -40,7 +45,7 @@ _POINTER = ctypes.c_void_p
 _SIGNATURES: Mapping[str, tuple[int, int]] = MappingProxyType(
     {
         "mp_set_threads": (1, 0),
-        "mp_matrix_new": (4, 0),
+        "mp_matrix_new": (6, 0),
         "mp_matrix_free": (1, 0),
         "mp_matrix_bytes": (1, 0),
         "mp_model_new": (3, 0),
@@ -54,6 +59,18 @@ _SIGNATURES: Mapping[str, tuple[int, int]] = MappingProxyType(
     }
 )
 """Functions taking so many integers, then so many pointers, and returning an integer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A format of whole numbers."""
+
+    name: str
+    """``int8`` or ``int4``."""
+    group: int
+    """Columns that share a scale: a multiple of 32."""
+    scales: str
+    """Float format of the scales."""
 
 
 class KernelError(Exception):
@@ -97,6 +114,10 @@ class Kernels:
             function.argtypes = [_INT64] * integers + [_POINTER] * pointers
             function.restype = _INT64
         library.mp_matrix_pack.argtypes = [_INT64] * 4 + [_POINTER, _INT64]
+        library.mp_matrix_pack_scales.argtypes = library.mp_matrix_pack.argtypes
+        library.mp_matrix_pack_whole.argtypes = [_INT64] * 4 + [_POINTER]
+        for name in ("mp_matrix_pack_scales", "mp_matrix_pack_whole"):
+            getattr(library, name).restype = _INT64
         library.mp_matmul.argtypes = [_INT64, _POINTER, _INT64, _INT64, _POINTER]
         library.mp_matrix_pack.restype = library.mp_matmul.restype = library.mp_threads.restype = _INT64
         library.mp_select_isa.argtypes = [ctypes.c_char_p]
@@ -122,7 +143,7 @@ class Kernels:
 
     @property
     def isa(self) -> str:
-        """The instruction set in use: ``portable``, ``avx2`` or ``avx512``."""
+        """The instruction set in use, one of ``ISAS``."""
         name: bytes = self._library.mp_isa()
         return name.decode()
 
@@ -142,7 +163,12 @@ class Kernels:
 
     def new_matrix(self, rows: int, cols: int, *, parts: int = 1, dtype: str = "float32") -> int:
         """Room for a packed [rows, cols] matrix; ``parts`` of them take turns by panels (gate and up)."""
-        return self._check(self._library.mp_matrix_new(rows, cols, parts, FORMATS[dtype]))
+        return self._check(self._library.mp_matrix_new(rows, cols, parts, FORMATS[dtype], 0, 0))
+
+    def new_whole_matrix(self, rows: int, cols: int, dtype: Whole, *, parts: int = 1) -> int:
+        """The same for ``int8`` or ``int4``."""
+        numbers = (WHOLE_FORMATS[dtype.name], dtype.group, FORMATS[dtype.scales])
+        return self._check(self._library.mp_matrix_new(rows, cols, parts, *numbers))
 
     def free_matrix(self, matrix: int) -> None:
         self._check(self._library.mp_matrix_free(matrix))
@@ -151,11 +177,20 @@ class Kernels:
         return self._check(self._library.mp_matrix_bytes(matrix))
 
     def pack(self, matrix: int, rows: tuple[int, int, int], source: int, dtype: str) -> int:
-        """Packs ``rows`` = (part, first, count) from row-major memory at address ``source``.
+        """Packs ``rows`` = (part, first, count) from row-major floats at address ``source``.
 
-        Returns how many of the elements are infinite or NaN. Different rows may be packed in parallel.
+        A matrix of whole numbers gets them rounded to nearest. Returns how many of the elements are infinite
+        or NaN. Different rows may be packed in parallel.
         """
         return self._check(self._library.mp_matrix_pack(matrix, *rows, source, FORMATS[dtype]))
+
+    def pack_whole(self, matrix: int, rows: tuple[int, int, int], source: int) -> None:
+        """Packs rows of whole numbers: half their range added, lowest bits first in 32-bit words."""
+        self._check(self._library.mp_matrix_pack_whole(matrix, *rows, source))
+
+    def pack_scales(self, matrix: int, rows: tuple[int, int, int], source: int, dtype: str) -> int:
+        """Packs the scales [rows, groups] of whole numbers. Returns how many are infinite or NaN."""
+        return self._check(self._library.mp_matrix_pack_scales(matrix, *rows, source, FORMATS[dtype]))
 
     def matmul(self, matrix: int, a: FloatArray, panels: int) -> FloatArray:
         """``a`` [m, cols] times the matrix transposed: [m, 16 * panels], padding columns included."""

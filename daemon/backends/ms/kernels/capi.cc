@@ -28,13 +28,18 @@ int64_t guarded(const Body& body) {
   }
 }
 
+Format checked_float(int64_t format) {
+  if (format < 0 || format >= kFloatFormats) throw std::invalid_argument("unknown float format");
+  return static_cast<Format>(format);
+}
+
 }  // namespace
 }  // namespace mindport
 
 using namespace mindport;
 
 MP_API const char* mp_error() { return last_error.c_str(); }
-MP_API const char* mp_isa() { return kernels().name; }
+MP_API const char* mp_isa() { return kernels_name(); }
 MP_API int64_t mp_select_isa(const char* name) { return select_kernels(name) ? 0 : -1; }
 MP_API int64_t mp_threads() { return ThreadPool::instance().size(); }
 
@@ -49,10 +54,12 @@ MP_API int64_t mp_set_threads(int64_t threads) {
 
 // Matrices.
 
-MP_API int64_t mp_matrix_new(int64_t rows, int64_t cols, int64_t parts, int64_t format) {
+// Columns of a group and the format of scales are for whole numbers.
+MP_API int64_t mp_matrix_new(int64_t rows, int64_t cols, int64_t parts, int64_t format, int64_t group, int64_t scales) {
   return guarded([&] {
     if (format < 0 || format >= kFormats) throw std::invalid_argument("unknown weight format");
-    return Registry::instance().add(std::make_shared<Matrix>(rows, cols, parts, static_cast<Format>(format)));
+    const Grouping grouping{group, checked_float(scales)};
+    return Registry::instance().add(std::make_shared<Matrix>(rows, cols, parts, static_cast<Format>(format), grouping));
   });
 }
 
@@ -68,8 +75,22 @@ MP_API int64_t mp_matrix_bytes(int64_t handle) {
 MP_API int64_t mp_matrix_pack(int64_t handle, int64_t part, int64_t first, int64_t count, const void* source,
                               int64_t format) {
   return guarded([&] {
-    if (format < 0 || format >= kFormats) throw std::invalid_argument("unknown source format");
-    return Registry::instance().matrix(handle)->pack(part, first, count, source, static_cast<Format>(format));
+    return Registry::instance().matrix(handle)->pack(part, first, count, source, checked_float(format));
+  });
+}
+
+// Rows that are whole numbers already, as checkpoints pack them.
+MP_API int64_t mp_matrix_pack_whole(int64_t handle, int64_t part, int64_t first, int64_t count, const void* source) {
+  return guarded([&] {
+    return Registry::instance().matrix(handle)->pack_whole(part, first, count, source), int64_t{0};
+  });
+}
+
+// How many of the scales are infinite or NaN.
+MP_API int64_t mp_matrix_pack_scales(int64_t handle, int64_t part, int64_t first, int64_t count, const void* source,
+                                     int64_t format) {
+  return guarded([&] {
+    return Registry::instance().matrix(handle)->pack_scales(part, first, count, source, checked_float(format));
   });
 }
 

@@ -1,60 +1,80 @@
 // Chooses the instruction set at run time.
 #include <atomic>
 #include <cstring>
-#include <initializer_list>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "table.h"
+#include "whole_table.h"
 
 namespace mindport {
 namespace {
 
+struct InstructionSet {
+  const char* name;
+  bool (*present)();
+  const KernelTable* floats;
+  const WholeTable* (*wholes)();
+};
+
+bool always() { return true; }
+
+#if defined(__x86_64__)
 bool has_avx2() {
-#if defined(__x86_64__)
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-#else
-  return false;
-#endif
 }
 
-bool has_avx512() {
+bool has_avxvnni() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return has_avx2() && whole_avxvnni() != nullptr && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1) != 0;
+}
+
+bool has_avx512() { return has_avx2() && __builtin_cpu_supports("avx512f"); }
+
+bool has_avx512vnni() {
+  return has_avx512() && whole_avx512vnni() != nullptr && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+}
+#endif
+
+// The best first.
+const InstructionSet instruction_sets[] = {
 #if defined(__x86_64__)
-  return has_avx2() && __builtin_cpu_supports("avx512f");
-#else
-  return false;
+    {"avx512vnni", has_avx512vnni, &avx512_table, whole_avx512vnni},
+    {"avx512", has_avx512, &avx512_table, whole_avx2},
+    {"avxvnni", has_avxvnni, &avx2_table, whole_avxvnni},
+    {"avx2", has_avx2, &avx2_table, whole_avx2},
 #endif
+    {"portable", always, &portable_table, whole_portable},
+};
+
+const InstructionSet* best() {
+  for (const InstructionSet& set : instruction_sets)
+    if (set.present()) return &set;
+  return nullptr;  // not reached: the last one is always there
 }
 
-const KernelTable* table_named(const char* name) {
-  if (std::strcmp(name, "portable") == 0) return &portable_table;
-#if defined(__x86_64__)
-  if (std::strcmp(name, "avx2") == 0 && has_avx2()) return &avx2_table;
-  if (std::strcmp(name, "avx512") == 0 && has_avx512()) return &avx512_table;
-#endif
-  return nullptr;
+std::atomic<const InstructionSet*>& chosen() {
+  static std::atomic<const InstructionSet*> set{best()};
+  return set;
 }
 
-const KernelTable* best_table() {
-  for (const char* name : {"avx512", "avx2"}) {
-    const KernelTable* table = table_named(name);
-    if (table != nullptr) return table;
-  }
-  return &portable_table;
-}
-
-std::atomic<const KernelTable*>& chosen() {
-  static std::atomic<const KernelTable*> table{best_table()};
-  return table;
-}
+const InstructionSet& current() { return *chosen().load(std::memory_order_relaxed); }
 
 }  // namespace
 
-const KernelTable& kernels() { return *chosen().load(std::memory_order_relaxed); }
+const KernelTable& kernels() { return *current().floats; }
+const WholeTable& whole_kernels() { return *current().wholes(); }
+const char* kernels_name() { return current().name; }
 
 bool select_kernels(const char* name) {
-  const KernelTable* table = table_named(name);
-  if (table == nullptr) return false;
-  chosen().store(table);
-  return true;
+  for (const InstructionSet& set : instruction_sets) {
+    if (std::strcmp(set.name, name) != 0 || !set.present()) continue;
+    chosen().store(&set);
+    return true;
+  }
+  return false;
 }
 
 }  // namespace mindport

@@ -6,10 +6,14 @@
 
 namespace mindport {
 
-enum class Format : int32_t { float32 = 0, bfloat16 = 1, float16 = 2 };  // int8 and int4 follow
-constexpr int kFormats = 3;
+enum class Format : int32_t { float32 = 0, bfloat16 = 1, float16 = 2, int8 = 3, int4 = 4 };
+constexpr int kFloatFormats = 3;  // the first ones; the others hold whole numbers that share scales
+constexpr int kFormats = 5;
 constexpr int64_t kLanes = 16;  // output rows of a panel, positions of a KV block
+constexpr int64_t kBlock = 32;  // columns of whole numbers taken at a time; groups are multiples of it
 
+constexpr bool is_float(Format format) { return static_cast<int>(format) < kFloatFormats; }
+// Of the float formats.
 constexpr int64_t element_bytes(Format format) { return format == Format::float32 ? 4 : 2; }
 constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 

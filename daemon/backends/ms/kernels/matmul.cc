@@ -5,6 +5,7 @@
 
 #include "table.h"
 #include "threadpool.h"
+#include "whole_matmul.h"
 
 namespace mindport {
 namespace {
@@ -158,6 +159,7 @@ class Blocked {
 void matmul(const Matrix& weights, const float* a, int64_t a_row, int64_t m, float* c, int64_t c_row,
             const std::function<void(const Region&)>& finish) {
   if (m < 1) return;
+  if (!is_float(weights.format())) return whole_matmul(weights, a, a_row, m, c, c_row, finish);
   const Product product{weights, a, a_row, m, c, c_row, finish, kernels()};
   if (product.tiles() > kDirectTiles) Blocked(product).run();
   else Direct(product).run();

@@ -1,7 +1,9 @@
 #include "matrix.h"
 
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
+#include <vector>
 
 namespace mindport {
 namespace {
@@ -9,9 +11,9 @@ namespace {
 template <class From, class To, class Convert>
 int64_t pack_block(const From* source, int64_t rows, int64_t cols, int64_t lane, To* panel, Convert convert) {
   int64_t faults = 0;
-  constexpr int64_t kBlock = 64;  // columns at a time keep the block of the panel in the first-level cache
-  for (int64_t k0 = 0; k0 < cols; k0 += kBlock) {
-    const int64_t k1 = std::min(cols, k0 + kBlock);
+  constexpr int64_t kColumns = 64;  // at a time keep the block of the panel in the first-level cache
+  for (int64_t k0 = 0; k0 < cols; k0 += kColumns) {
+    const int64_t k1 = std::min(cols, k0 + kColumns);
     for (int64_t r = 0; r < rows; ++r) {
       const From* row = source + r * cols;
       To* out = panel + lane + r;
@@ -64,36 +66,161 @@ int64_t pack_any(const void* source, int64_t rows, int64_t cols, int64_t lane, v
   return pack_block(typed, rows, cols, lane, static_cast<To*>(panel), Through<To>{from, to});
 }
 
+float rounded(float value, Format format) {
+  if (format == Format::float32) return value;
+  return format == Format::bfloat16 ? from_bfloat16(to_bfloat16(value)) : from_float16(to_float16(value));
+}
+
+// The quotient rounded to the nearest whole number within the format's range, half the range added.
+uint8_t whole(float value, float inverse, float half_range) {
+  constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const float wanted = std::min(half_range - 1.0f, std::max(-half_range, value * inverse));
+  return static_cast<uint8_t>((wanted + kMagic) - kMagic + half_range);
+}
+
+void put_quad(uint8_t* panel, Format format, int64_t quad, int64_t lane, const uint8_t* values) {
+  if (format == Format::int8) {
+    std::memcpy(panel + quad * 64 + lane * 4, values, 4);
+    return;
+  }
+  uint8_t* out = panel + quad / 2 * 64 + lane * 4;
+  for (int i = 0; i < 4; ++i)
+    out[i] = static_cast<uint8_t>(quad % 2 == 0 ? (out[i] & 0xf0) | values[i] : (out[i] & 0x0f) | values[i] << 4);
+}
+
+uint32_t spread(uint32_t nibbles) {  // four of them, a byte each
+  nibbles = (nibbles | nibbles << 8) & 0x00ff00ffu;
+  return (nibbles | nibbles << 4) & 0x0f0f0f0fu;
+}
+
 }  // namespace
 
-Matrix::Matrix(int64_t rows, int64_t cols, int64_t parts, Format format)
-    : rows_(rows), cols_(cols), parts_(parts), panels_(round_up(rows, kLanes) / kLanes * parts), format_(format) {
+Matrix::Matrix(int64_t rows, int64_t cols, int64_t parts, Format format, Grouping grouping)
+    : rows_(rows), cols_(cols), parts_(parts), panels_(round_up(rows, kLanes) / kLanes * parts), format_(format),
+      grouping_(grouping) {
   if (rows <= 0 || cols <= 0 || parts <= 0) throw std::invalid_argument("a matrix needs positive dimensions");
-  memory_ = Memory(static_cast<size_t>(panels_ * panel_elements() * element_bytes(format)));
+  if (is_float(format)) {
+    panel_bytes_ = panel_elements() * element_bytes(format);
+  } else {
+    if (grouping.size <= 0 || grouping.size % kBlock != 0 || !is_float(grouping.scales))
+      throw std::invalid_argument("groups must be multiples of 32 columns, their scales floats");
+    panel_bytes_ = round_up(scales_at() + groups() * kLanes * element_bytes(grouping.scales), 64);
+  }
+  memory_ = Memory(static_cast<size_t>(panels_ * panel_bytes_));
+}
+
+// Calls body(panel, lane, rows, done): `rows` rows from `lane` on, `done` rows after the first.
+template <class Body>
+void Matrix::each_panel(int64_t part, int64_t first, int64_t count, const Body& body) {
+  if (part < 0 || part >= parts_ || first < 0 || count < 0 || first + count > rows_)
+    throw std::out_of_range("rows to pack lie outside the matrix");
+  for (int64_t row = first; row < first + count;) {
+    const int64_t lane = row % kLanes, rows = std::min(kLanes - lane, first + count - row);
+    body(memory_.bytes() + (row / kLanes * parts_ + part) * panel_bytes_, lane, rows, row - first);
+    row += rows;
+  }
 }
 
 int64_t Matrix::pack(int64_t part, int64_t first, int64_t count, const void* source, Format format) {
-  if (part < 0 || part >= parts_ || first < 0 || count < 0 || first + count > rows_)
-    throw std::out_of_range("rows to pack lie outside the matrix");
+  const bool wide_from = format == Format::float32, wide_to = format_ == Format::float32;
+  auto* pack = wide_from ? (wide_to ? pack_any<uint32_t, uint32_t> : pack_any<uint32_t, uint16_t>)
+                         : (wide_to ? pack_any<uint16_t, uint32_t> : pack_any<uint16_t, uint16_t>);
   int64_t faults = 0;
-  for (int64_t row = first; row < first + count;) {
-    const int64_t lane = row % kLanes;
-    const int64_t rows = std::min(kLanes - lane, first + count - row);
-    void* panel = const_cast<void*>(this->panel(row / kLanes * parts_ + part));
-    const int64_t offset = (row - first) * cols_ * element_bytes(format);
-    const void* from = static_cast<const uint8_t*>(source) + offset;
-    const bool wide_from = format == Format::float32, wide_to = format_ == Format::float32;
-    auto* pack = wide_from ? (wide_to ? pack_any<uint32_t, uint32_t> : pack_any<uint32_t, uint16_t>)
-                           : (wide_to ? pack_any<uint16_t, uint32_t> : pack_any<uint16_t, uint16_t>);
-    faults += pack(from, rows, cols_, lane, panel, format, format_);
-    row += rows;
+  each_panel(part, first, count, [&](uint8_t* panel, int64_t lane, int64_t rows, int64_t done) {
+    const uint8_t* from = static_cast<const uint8_t*>(source) + done * cols_ * element_bytes(format);
+    faults += is_float(format_) ? pack(from, rows, cols_, lane, panel, format, format_)
+                                : round_rows(panel, lane, rows, from, format);
+  });
+  return faults;
+}
+
+// Round to nearest: int8 takes the largest magnitude of a group to 127; int4 takes its extreme to -8, which has no
+// counterpart above, so that all sixteen values are used.
+int64_t Matrix::round_rows(uint8_t* panel, int64_t lane, int64_t rows, const uint8_t* source, Format format) const {
+  const float half_range = format_ == Format::int8 ? 128.0f : 8.0f;
+  std::vector<float> values(static_cast<size_t>(round_up(grouping_.size, 4)));
+  int64_t faults = 0;
+  for (int64_t g = 0; g < groups(); ++g) {
+    const int64_t begin = g * grouping_.size, size = std::min(grouping_.size, cols_ - begin);
+    for (int64_t r = 0; r < rows; ++r) {
+      std::fill(values.begin(), values.end(), 0.0f);
+      float extreme = 0.0f;
+      for (int64_t i = 0; i < size; ++i) {
+        const float value = values[static_cast<size_t>(i)] = element(source, (r * cols_) + begin + i, format);
+        faults += !std::isfinite(value);
+        if (std::fabs(value) > std::fabs(extreme)) extreme = value;
+      }
+      const float step = rounded(format_ == Format::int8 ? std::fabs(extreme) / 127.0f : extreme / -8.0f,
+                                 grouping_.scales);
+      const float inverse = std::isnormal(step) ? 1.0f / step : 0.0f;
+      put_scale(panel, g, lane + r, inverse == 0.0f ? 0.0f : step);
+      for (int64_t i = 0; i < size; i += 4) {
+        uint8_t quad[4];
+        for (int64_t j = 0; j < 4; ++j) quad[j] = whole(values[static_cast<size_t>(i + j)], inverse, half_range);
+        put_quad(panel, format_, (begin + i) / 4, lane + r, quad);
+      }
+    }
   }
   return faults;
 }
 
+void Matrix::pack_whole(int64_t part, int64_t first, int64_t count, const void* source) {
+  if (is_float(format_)) throw std::invalid_argument("the matrix holds floats");
+  const int64_t words = (cols_ * (format_ == Format::int8 ? 8 : 4) + 31) / 32;
+  each_panel(part, first, count, [&](uint8_t* panel, int64_t lane, int64_t rows, int64_t done) {
+    for (int64_t r = 0; r < rows; ++r) {
+      const uint8_t* row = static_cast<const uint8_t*>(source) + (done + r) * words * 4;
+      for (int64_t i = 0; i < words; ++i) {
+        uint32_t word;
+        std::memcpy(&word, row + i * 4, 4);
+        if (format_ == Format::int4) word = spread(word & 0xffffu) | spread(word >> 16) << 4;
+        std::memcpy(panel + i * 64 + (lane + r) * 4, &word, 4);
+      }
+    }
+  });
+}
+
+int64_t Matrix::pack_scales(int64_t part, int64_t first, int64_t count, const void* source, Format format) {
+  if (is_float(format_)) throw std::invalid_argument("the matrix holds floats");
+  int64_t faults = 0;
+  each_panel(part, first, count, [&](uint8_t* panel, int64_t lane, int64_t rows, int64_t done) {
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t g = 0; g < groups(); ++g) {
+        const float value = element(source, (done + r) * groups() + g, format);
+        put_scale(panel, g, lane + r, value);
+        faults += !std::isfinite(scale(panel, g, lane + r));
+      }
+  });
+  return faults;
+}
+
+void Matrix::put_scale(uint8_t* panel, int64_t group, int64_t lane, float scale) const {
+  uint8_t* at = panel + scales_at() + (group * kLanes + lane) * element_bytes(grouping_.scales);
+  if (grouping_.scales == Format::float32) {
+    std::memcpy(at, &scale, 4);
+    return;
+  }
+  const uint16_t half = grouping_.scales == Format::bfloat16 ? to_bfloat16(scale) : to_float16(scale);
+  std::memcpy(at, &half, 2);
+}
+
+float Matrix::scale(const uint8_t* panel, int64_t group, int64_t lane) const {
+  return element(panel + scales_at(), group * kLanes + lane, grouping_.scales);
+}
+
 void Matrix::copy_row(int64_t row, float* out) const {
-  const void* from = panel(row / kLanes * parts_);
-  for (int64_t k = 0; k < cols_; ++k) out[k] = element(from, k * kLanes + row % kLanes, format_);
+  const auto* from = static_cast<const uint8_t*>(panel(row / kLanes * parts_));
+  const int64_t lane = row % kLanes;
+  for (int64_t k = 0; k < cols_; ++k) {
+    if (is_float(format_)) {
+      out[k] = element(from, k * kLanes + lane, format_);
+      continue;
+    }
+    const bool narrow = format_ == Format::int4;
+    const int byte = from[(narrow ? k / 8 : k / 4) * 64 + lane * 4 + k % 4];
+    const int value = narrow ? (byte >> (k / 4 % 2 * 4) & 15) - 8 : byte - 128;
+    out[k] = static_cast<float>(value) * scale(from, k / grouping_.size, lane);
+  }
 }
 
 }  // namespace mindport

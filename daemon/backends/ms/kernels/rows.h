@@ -117,7 +117,6 @@ bool finite(const float* x, int64_t n) {
 
 constexpr KernelTable make_table() {
   KernelTable table{};
-  table.name = kName;
   fill_tiles(table);
   table.rms_norm = rms_norm;
   table.swiglu = swiglu;

@@ -41,13 +41,12 @@ struct SoftmaxState {
 };
 
 struct KernelTable {
-  const char* name;
   int tile_rows;      // most rows a tile takes
   int packed_width;   // panels of the tile used with a packed A
-  TileFunction tile[kFormats][kTileRows + 1][kTileWidths];  // by rows and log2 of panels; null where registers run out
+  TileFunction tile[kFloatFormats][kTileRows + 1][kTileWidths];  // by rows and log2 of panels; null where registers run out
   TileFunction packed_tile[kTileRows + 1][2];               // float32 panels, packed A; one panel or packed_width
   GatherFunction gather_tile[kTileRows + 1][kTileWidths];   // float32; by rows and log2 of panels
-  void (*unpack[kFormats])(const void* source, int64_t groups, float* out);  // 16 elements a group, to float32
+  void (*unpack[kFloatFormats])(const void* source, int64_t groups, float* out);  // 16 elements a group, to float32
   void (*pack_rows)(const float* a, int64_t a_row, int rows, int64_t k, float* out);  // to [k][rows]
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
   void (*swiglu)(const float* gate, const float* up, int64_t n, float* out);
@@ -74,7 +73,9 @@ extern const KernelTable avx512_table;
 
 // The table in use: the best this processor has, until another is selected.
 const KernelTable& kernels();
-// Selects a table by name; false when the name is unknown or the processor lacks it.
+// Selects an instruction set by name; false when the name is unknown or the processor lacks it.
 bool select_kernels(const char* name);
+// The name of the instruction set in use.
+const char* kernels_name();
 
 }  // namespace mindport

@@ -10,7 +10,6 @@ namespace {
 
 using W = __m256;
 constexpr int L = 8;
-constexpr const char* kName = "avx2";
 
 inline W w_load(const float* p) { return _mm256_loadu_ps(p); }
 inline void w_store(float* p, W a) { _mm256_storeu_ps(p, a); }

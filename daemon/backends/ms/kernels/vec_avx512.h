@@ -10,7 +10,6 @@ namespace {
 
 using W = __m512;
 constexpr int L = 16;
-constexpr const char* kName = "avx512";
 
 inline W w_load(const float* p) { return _mm512_loadu_ps(p); }
 inline void w_store(float* p, W a) { _mm512_storeu_ps(p, a); }

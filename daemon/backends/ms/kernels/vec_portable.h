@@ -9,7 +9,6 @@ namespace {
 typedef float W __attribute__((vector_size(16)));
 typedef uint32_t WI __attribute__((vector_size(16)));
 constexpr int L = 4;
-constexpr const char* kName = "portable";
 
 inline W w_load(const float* p) {
   W r;

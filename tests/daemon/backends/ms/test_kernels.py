@@ -11,9 +11,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from daemon.backends.ms.kernels import FORMATS, ISA_VARIABLE, FloatArray, KernelError, Kernels, pointer
+from daemon.backends.ms.kernels import (
+    FORMATS,
+    ISA_VARIABLE,
+    ISAS,
+    FloatArray,
+    KernelError,
+    Kernels,
+    pointer,
+)
 
-ISAS = ("portable", "avx2", "avx512")
 DTYPES = tuple(FORMATS)
 fast = settings(
     max_examples=25,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from contract.faults import Fault, FaultKind
+from daemon.backends.ms.checkpoint import Checkpoint
 from daemon.backends.ms.kernels import Kernels
 from daemon.backends.ms.weights import (
-    Checkpoint,
     Slot,
     Tensor,
     WeightLoader,

@@ -1,0 +1,17 @@
+#include "whole_table.h"
+#if defined(__AVX2__)
+#include "dot_avx2.h"
+// order matters: the dot product first
+#include "whole_tile.h"
+
+namespace mindport {
+const WholeTable* whole_avx2() {
+  static constexpr WholeTable table = make_whole_table();
+  return &table;
+}
+}  // namespace mindport
+#else
+namespace mindport {
+const WholeTable* whole_avx2() { return nullptr; }
+}  // namespace mindport
+#endif

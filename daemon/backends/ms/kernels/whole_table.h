@@ -1,0 +1,53 @@
+// Products of whole numbers: weights of 8 or 4 bits times activations rounded to 8 bits, a scale for each group of
+// columns on both sides. Sums within a group are exact integers; groups are joined in float32 in increasing order by
+// fused multiply-add. Results are therefore identical on every instruction set.
+#pragma once
+
+#include "format.h"
+
+namespace mindport {
+
+constexpr int kWholeRows = 12;   // rows of the largest tile of any instruction set
+constexpr int kWholeWidths = 3;  // tiles of 1, 2 and 4 panels
+
+// The activations of the rows of one tile: for each four columns one 32-bit word a row, the rows side by side; for
+// each group and row the scale, and the sum of its values times minus half the range of the weights.
+struct WholeRows {
+  int32_t* words;    // [depth / 4][rows]
+  float* scales;     // [groups][rows]
+  int32_t* offsets;  // [groups][rows]
+};
+
+// C[row, 16 p + lane] (+)= the product over whole groups of columns.
+struct WholeTile {
+  WholeRows a;
+  const uint8_t* b;
+  const uint8_t* scales;
+  Format scale_format;
+  int64_t b_panel;       // bytes between panels
+  int64_t blocks;        // of 32 columns, beginning at a group
+  int64_t group_blocks;  // blocks of a group; the last group may have fewer
+  float* c;
+  int64_t c_row;
+  bool resume;           // continue from C rather than from zero
+};
+using WholeFunction = void (*)(const WholeTile&);
+
+struct WholeTable {
+  int tile_rows;                                             // most rows a tile takes
+  WholeFunction tile[2][kWholeRows + 1][kWholeWidths];       // 8 and 4 bits; by rows and log2 of panels; null: too wide
+  // Rounds one row of `n` columns to whole numbers and writes it as row 0 of `rows` rows of `out`. Infinite or NaN
+  // values make the scale of their group NaN.
+  void (*round_row)(const float* x, int64_t n, int64_t group, int half_range, int64_t rows, const WholeRows& out);
+};
+
+// Null where the compiler does not know the instructions.
+const WholeTable* whole_portable();
+const WholeTable* whole_avx2();
+const WholeTable* whole_avxvnni();
+const WholeTable* whole_avx512vnni();
+
+// The table in use; chosen together with the one of floats.
+const WholeTable& whole_kernels();
+
+}  // namespace mindport

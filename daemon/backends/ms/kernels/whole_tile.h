@@ -1,0 +1,224 @@
+// The product of whole numbers in registers. Include after vector_math.h and one of the dot_*.h headers.
+#pragma once
+
+#include "whole_table.h"
+
+namespace mindport {
+namespace {
+
+constexpr int64_t kWholeAhead = 2048;    // bytes to prefetch ahead in each panel
+constexpr int kWholePrefetchedRows = 8;  // with more rows the arithmetic hides the memory
+
+inline W load_scale(const uint8_t* p, Format format, int64_t index) {
+  if (format == Format::float32) return w_load(reinterpret_cast<const float*>(p) + index);
+  const auto* half = reinterpret_cast<const uint16_t*>(p) + index;
+  return format == Format::bfloat16 ? w_load_bfloat16(half) : w_load_float16(half);
+}
+
+template <int M, int P>
+struct Sums {
+  I s[M][P][kRegisters];
+};
+
+// Four columns: weights as bytes 0 .. 255 of 16 outputs a panel.
+template <int M, int P>
+__attribute__((always_inline)) inline void dot_quad(Sums<M, P>& sums, const U (&w)[P][kRegisters], const int32_t* a) {
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m) {
+    const I av = i_set1(a[m]);
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 16
+      for (int n = 0; n < kRegisters; ++n) sums.s[m][p][n] = dot(sums.s[m][p][n], w[p][n], av);
+  }
+}
+
+// The whole numbers of `blocks` blocks of columns. One loop: gcc keeps the sums of nested loops in memory.
+template <int M, int P>
+__attribute__((always_inline)) inline void blocks_of_bytes(Sums<M, P>& sums, const uint8_t* b, int64_t panel,
+                                                           const int32_t* a, int64_t blocks) {
+#pragma GCC unroll 1
+  for (int64_t q = blocks * 8; q > 0; --q) {
+    U w[P][kRegisters];
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 16
+      for (int n = 0; n < kRegisters; ++n) w[p][n] = load_bytes(b + p * panel + n * 4 * L);
+      if constexpr (M <= kWholePrefetchedRows) __builtin_prefetch(b + p * panel + kWholeAhead);
+    }
+    dot_quad<M, P>(sums, w, a);
+    b += 64;
+    a += M;
+  }
+}
+
+template <int M, int P>
+__attribute__((always_inline)) inline void quads_of_nibbles(Sums<M, P>& sums, const uint8_t* b, int64_t panel,
+                                                            const int32_t* a, int64_t count) {
+#pragma GCC unroll 1
+  for (int64_t q = count; q > 0; --q) {
+    I raw[P][kRegisters];
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 16
+      for (int n = 0; n < kRegisters; ++n) raw[p][n] = i_load(b + p * panel + n * 4 * L);
+      if constexpr (M <= kWholePrefetchedRows) __builtin_prefetch(b + p * panel + kWholeAhead);
+    }
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      I w[P][kRegisters];
+#pragma GCC unroll 16
+      for (int p = 0; p < P; ++p)
+#pragma GCC unroll 16
+        for (int n = 0; n < kRegisters; ++n) w[p][n] = half == 0 ? low_nibbles(raw[p][n]) : high_nibbles(raw[p][n]);
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) {
+        const I av = i_set1(a[half * M + m]);
+#pragma GCC unroll 16
+        for (int p = 0; p < P; ++p)
+#pragma GCC unroll 16
+          for (int n = 0; n < kRegisters; ++n) sums.s[m][p][n] = dot_nibbles(sums.s[m][p][n], w[p][n], av);
+      }
+    }
+    b += 64;
+    a += 2 * M;
+  }
+}
+
+// Weights of four bits: their products with bytes may be summed in narrower numbers over a block.
+template <int M, int P>
+__attribute__((always_inline)) inline void blocks_of_nibbles(Sums<M, P>& sums, const uint8_t* b, int64_t panel,
+                                                             const int32_t* a, int64_t blocks) {
+  if constexpr (!kNarrowSums) return quads_of_nibbles<M, P>(sums, b, panel, a, 4 * blocks);
+  for (; blocks > 0; --blocks) {
+    Sums<M, P> part;
+#pragma GCC unroll 64
+    for (int i = 0; i < M * P * kRegisters; ++i) (&part.s[0][0][0])[i] = i_set1(0);
+    quads_of_nibbles<M, P>(part, b, panel, a, 4);
+#pragma GCC unroll 64
+    for (int i = 0; i < M * P * kRegisters; ++i) {
+      I& sum = (&sums.s[0][0][0])[i];
+      sum = add_narrow(sum, (&part.s[0][0][0])[i]);
+    }
+    b += 4 * 64;
+    a += 8 * M;
+  }
+}
+
+template <int M, int P>
+struct Totals {
+  W c[M][P][kRegisters];
+};
+
+template <int M, int P>
+__attribute__((always_inline)) inline void join_group(const WholeTile& t, int64_t group, const Sums<M, P>& sums,
+                                                      Totals<M, P>& totals) {
+  const float* a_scale = t.a.scales + group * M;
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p)
+#pragma GCC unroll 16
+    for (int n = 0; n < kRegisters; ++n) {
+      const W scale = load_scale(t.scales + p * t.b_panel, t.scale_format, group * 16 + n * L);
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) {
+        const W factor = w_mul(scale, w_set1(a_scale[m]));
+        totals.c[m][p][n] = w_fma(to_float(sums.s[m][p][n]), factor, totals.c[m][p][n]);
+      }
+    }
+}
+
+template <int Bits, int M, int P>
+void whole_tile(const WholeTile& t) {
+  const int32_t* a = t.a.words;
+  const uint8_t* b = t.b;
+  Totals<M, P> totals;
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 16
+    for (int i = 0; i < P * kRegisters; ++i)
+      (&totals.c[m][0][0])[i] = t.resume ? w_load(t.c + m * t.c_row + i * L) : w_set1(0.0f);
+  for (int64_t block = 0, group = 0; block < t.blocks; ++group) {
+    const int64_t count = t.group_blocks < t.blocks - block ? t.group_blocks : t.blocks - block;
+    Sums<M, P> sums;
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) {
+      const I offset = i_set1(Bits == 8 && kSignedBytes ? 0 : t.a.offsets[group * M + m]);
+#pragma GCC unroll 16
+      for (int i = 0; i < P * kRegisters; ++i) (&sums.s[m][0][0])[i] = offset;
+    }
+    if constexpr (Bits == 8) blocks_of_bytes<M, P>(sums, b, t.b_panel, a, count);
+    else blocks_of_nibbles<M, P>(sums, b, t.b_panel, a, count);
+    b += count * kBlock * kLanes * Bits / 8;
+    a += count * kBlock / 4 * M;
+    block += count;
+    join_group<M, P>(t, group, sums, totals);
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 16
+    for (int i = 0; i < P * kRegisters; ++i) w_store(t.c + m * t.c_row + i * L, (&totals.c[m][0][0])[i]);
+}
+
+// The largest magnitude of `n` values as the bits of a float; 0x7f800000 or more when one is infinite or NaN.
+inline int32_t largest(const float* x, int64_t n) {
+  I top = i_set1(0);
+  for (int64_t i = 0; i < n; i += 16) {
+    const V v = load_part(x + i, n - i, 0.0f);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRegisters; ++r) top = i_max(top, magnitude(v.w[r]));
+  }
+  return reduce_max_int(top);
+}
+
+// Multiplies `n` values, rounds them to whole numbers, writes them as words of four bytes; their sum.
+inline int32_t round_values(const float* x, int64_t n, float inverse, int32_t* words, int64_t stride) {
+  I sum = i_set1(0);
+  for (int64_t i = 0; i < round_up(n, kBlock); i += 16) {
+    const V v = load_part(x + i, n > i ? n - i : 0, 0.0f);
+    I whole[kRegisters];
+#pragma GCC unroll 4
+    for (int r = 0; r < kRegisters; ++r) {
+      whole[r] = magic_int(w_fma(v.w[r], w_set1(inverse), w_set1(kMagic)));
+      sum = i_add(sum, whole[r]);
+    }
+    store_quads(whole, words, stride);
+    words += 4 * stride;
+  }
+  return reduce_add_int(sum);
+}
+
+inline void round_row(const float* x, int64_t n, int64_t group, int half_range, int64_t rows, const WholeRows& out) {
+  for (int64_t g = 0, begin = 0; begin < n; ++g, begin += group) {
+    const int64_t size = begin + group < n ? group : n - begin;
+    const int32_t bits = largest(x + begin, size);
+    const bool sound = bits < 0x7f800000;
+    const float most = bits_float(static_cast<uint32_t>(bits));
+    const float inverse = sound && most > 1e-30f ? 127.0f / most : 0.0f;
+    const int32_t sum = round_values(x + begin, size, inverse, out.words + begin / 4 * rows, rows);
+    out.scales[g * rows] = !sound ? __builtin_nanf("") : inverse == 0.0f ? 0.0f : most / 127.0f;
+    out.offsets[g * rows] = sound ? -half_range * sum : 0;
+  }
+}
+
+template <int Bits, int M>
+constexpr void fill_whole(WholeTable& table) {
+  auto& widths = table.tile[Bits == 8 ? 0 : 1][M];
+  if constexpr (M <= kWholeTileRows) {
+    widths[0] = whole_tile<Bits, M, 1>;
+    if constexpr (2 <= whole_width(M)) widths[1] = whole_tile<Bits, M, 2>;
+    if constexpr (4 <= whole_width(M)) widths[2] = whole_tile<Bits, M, 4>;
+  }
+  if constexpr (M < kWholeRows) fill_whole<Bits, M + 1>(table);
+}
+
+constexpr WholeTable make_whole_table() {
+  WholeTable table{};
+  table.tile_rows = kWholeTileRows;
+  fill_whole<8, 1>(table);
+  fill_whole<4, 1>(table);
+  table.round_row = round_row;
+  return table;
+}
+
+}  // namespace
+}  // namespace mindport
