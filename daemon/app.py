@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -26,7 +28,7 @@ from daemon.http_api.app import (
     build_metrics_app,
 )
 from daemon.http_api.options import HttpOptions
-from daemon.listeners import Bound, HttpListener, bind
+from daemon.listeners import Bound, HttpListener, bind, bind_path
 from daemon.observe.logs import RequestLog
 from daemon.repository.registry import Registry, RegistryConfig
 from daemon.service.daemon_service import DaemonService
@@ -41,10 +43,12 @@ class Daemon:
     Parameters
     ----------
     control_token: accepted as an API key on every port, so that the daemon's own commands get in.
-    request_stop: called when the management port is told to stop.
+    request_stop: called with whether to drain when the management port is told to stop.
     """
 
-    def __init__(self, settings: Settings, *, control_token: str, request_stop: Callable[[], None]) -> None:
+    def __init__(
+        self, settings: Settings, *, control_token: str, request_stop: Callable[[bool], None]
+    ) -> None:
         self._settings = settings
         self._request_stop = request_stop
         self._started = time.time()
@@ -54,9 +58,15 @@ class Daemon:
         self._grpc: GrpcServer | None = None
         self._ports: dict[str, Bound] = {}
 
-    async def listen(self) -> None:
-        """Open every port. Until the models are ready, requests are told so. Raises ``Fault``."""
+    async def listen(self, control_path: Path) -> None:
+        """Open every port. Until the models are ready, requests are told so. Raises ``Fault``.
+
+        ``control_path``: a socket for the daemon's own commands where the management port is off.
+        """
         self._ports = _bind_all(self._settings)
+        if self._settings.management_port is None:
+            with contextlib.suppress(OSError):
+                self._ports["control"] = bind_path("control", control_path)
         for names in _by_socket(self._ports):
             listener = HttpListener(self._ports[names[0]], self._app(names))
             self._listeners.append(listener)
@@ -80,6 +90,7 @@ class Daemon:
                 "state": str(status.state),
                 "progress": status.progress,
                 "text": status.progress_text,
+                "reason": status.reason,
             }
             for status in self._service.models()
         ]
@@ -103,8 +114,8 @@ class Daemon:
         stats = await self._service.engine_stats()
         return {key: msgspec.to_builtins(one) for key, one in stats.items()}
 
-    def stop_from_management(self) -> None:
-        self._request_stop()
+    def stop_from_management(self, *, drain: bool) -> None:
+        self._request_stop(drain)
 
     async def stop(self, drain_s: float) -> None:
         """Unready at once; running requests get ``drain_s`` seconds; then everything goes."""
@@ -119,9 +130,14 @@ class Daemon:
 
     def _app(self, names: list[str]) -> Starlette:
         options = self._http_options()
-        build = {
+
+        def management() -> Starlette:
+            return build_management_app(self._service, options, _Control(self))
+
+        build: dict[str, Callable[[], Starlette]] = {
             "http": lambda: build_inference_app(self._service, options),
-            "management": lambda: build_management_app(self._service, options, _Control(self)),
+            "management": management,
+            "control": management,
             "metrics": lambda: build_metrics_app(self._service.metrics_page),
         }
         apps = [build[name]() for name in names]
@@ -159,9 +175,7 @@ class _Control:
         return await self._daemon.engines()
 
     def stop(self, *, drain: bool) -> None:
-        self._daemon.stop_from_management()
-        if not drain:
-            self._daemon.stop_from_management()
+        self._daemon.stop_from_management(drain=drain)
 
 
 def mindport_version() -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import time
 from typing import Any
 
 import click
@@ -72,41 +70,39 @@ def start(ctx: click.Context, /, foreground: bool, as_json: bool, **options: Any
     """
     settings, _, warnings = cli_options.settings_from(options)
     for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
+        cli_output.warn(warning)
     if foreground:
         from daemon.observe.logs import configure
         from daemon.run import run
 
         configure(sys.stderr, settings.log_level.upper(), as_json=not sys.stderr.isatty())
-        ctx.exit(
-            run(settings, cli_output.ForegroundReport(), lambda info: cli_output.print_started(info, as_json))
-        )
+        report = cli_output.ForegroundReport(as_json=as_json)
+        ctx.exit(run(settings, report, lambda info: cli_output.print_started(info, as_json)))
     from daemon.launch import launch
 
     with cli_output.LoadProgress() as progress:
         info = launch(settings, progress.show)
+    progress.warn()
     cli_output.print_started(info, as_json)
 
 
 @main.command()
-@click.option("--timeout", "timeout_s", type=float, default=60.0, show_default=True, help="Seconds to wait.")
-@click.option("--force", is_flag=True, help="Do not let running requests finish.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0),
+    default=60.0,
+    show_default=True,
+    help="Seconds to wait.",
+)
+@click.option("--force", is_flag=True, help="Cut running requests off; kill what does not end.")
 @_json_option
 @cli_options.setting_options(cli_options.STATE_SETTINGS)
 def stop(timeout_s: float, force: bool, as_json: bool, **options: Any) -> None:
     """Let running requests finish, unload the models and stop."""
-    state = _state(options)
-    pid = state.require_running().get("pid")
-    state.signal(signal.SIGTERM)
-    if force:
-        time.sleep(0.1)
-        if state.running():
-            state.signal(signal.SIGTERM)
-    if not state.wait_stopped(timeout_s):
-        message = f"the daemon (pid {pid}) is still running after {timeout_s:g} s"
-        raise Fault(
-            FaultKind.TIMEOUT, message, "wait longer with --timeout, or cut short with: daemon stop --force"
-        )
+    from daemon import control
+
+    pid = control.stop(_state(options), timeout_s, force=force)
     cli_output.print_result({"stopped": pid}, f"stopped (pid {pid})", as_json)
 
 
@@ -138,7 +134,9 @@ def ps(as_json: bool, **options: Any) -> None:
 
 
 @main.command()
-@click.option("-n", "--lines", default=50, show_default=True, help="Last lines to print.")
+@click.option(
+    "-n", "--lines", type=click.IntRange(0), default=50, show_default=True, help="Last lines to print."
+)
 @click.option("-f", "--follow", is_flag=True, help="Print new lines as they come.")
 @cli_options.setting_options(cli_options.STATE_SETTINGS)
 def logs(lines: int, follow: bool, **options: Any) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -18,6 +20,7 @@ from daemon.state import StateDirectory
 if TYPE_CHECKING:
     from daemon.preflight import Report
 
+FOLLOW_S = 0.2
 SUCCESS = "Daemon start success!"
 """The line that MindIE users' scripts wait for."""
 
@@ -44,7 +47,7 @@ def print_fault(fault: Fault, as_json: bool) -> None:
 
 def print_started(info: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print_json({key: value for key, value in info.items() if key != "token"})
+        print_json({key: value for key, value in info.items() if key not in ("token", "control")})
         return
     click.echo(SUCCESS)
     for name, text in (
@@ -65,7 +68,8 @@ def print_status(answer: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(answer)
         return
-    click.echo(f"daemon {'ready' if answer.get('ready') else 'not ready'}, pid {answer.get('pid')}")
+    state = "ready" if answer.get("ready") else "stopping" if answer.get("stopping") else "not ready"
+    click.echo(f"daemon {state}, pid {answer.get('pid')}")
     for name in ("http", "grpc", "management", "metrics"):
         if answer.get(name):
             click.echo(f"  {name:<11} {answer[name]}")
@@ -129,7 +133,7 @@ def print_check(report: Report, warnings: list[str], as_json: bool) -> None:
     for line in report.facts:
         click.echo(line)
     for warning in (*warnings, *report.warnings):
-        click.echo(click.style("warning: ", fg="yellow") + warning, err=True)
+        warn(warning)
     for problem in report.problems:
         click.echo(click.style("error: ", fg="red", bold=True) + str(problem), err=True)
     if not report.problems:
@@ -143,14 +147,28 @@ def print_log(state: StateDirectory, lines: int, follow: bool) -> None:
         click.echo(line, nl=False)
     if not follow:
         return
-    with state.log_path.open(encoding="utf-8", errors="replace") as log:
-        log.seek(0, 2)
-        while True:
-            line = log.readline()
-            if line:
+    log = state.log_path.open(encoding="utf-8", errors="replace")
+    log.seek(0, os.SEEK_END)
+    while True:
+        for line in log:
+            click.echo(line, nl=False)
+        time.sleep(FOLLOW_S)
+        if _moved_aside(log, state.log_path):
+            for line in log:
                 click.echo(line, nl=False)
-            else:
-                time.sleep(0.2)
+            log.close()
+            log = state.log_path.open(encoding="utf-8", errors="replace")
+
+
+def _moved_aside(log: TextIO, path: Path) -> bool:
+    try:
+        return os.fstat(log.fileno()).st_ino != path.stat().st_ino
+    except OSError:
+        return False
+
+
+def warn(text: str) -> None:
+    click.echo(click.style("warning: ", fg="yellow") + text, err=True)
 
 
 class LoadProgress:
@@ -160,6 +178,7 @@ class LoadProgress:
         self._live: Any = None
         self._bars: dict[str, Any] = {}
         self._tenths: dict[str, int] = {}
+        self._models: list[dict[str, Any]] = []
 
     def __enter__(self) -> LoadProgress:
         if sys.stderr.isatty():
@@ -177,7 +196,16 @@ class LoadProgress:
         if self._live is not None:
             self._live.stop()
 
+    def warn(self) -> None:
+        """After a start: what is not served though it stands in the repository."""
+        if not self._models:
+            warn("the repository holds no models: build one with builder package")
+        for model in self._models:
+            if model["state"] == "broken":
+                warn(f"{model['name']} version {model['version']} is broken: {model['reason']}")
+
     def show(self, models: list[dict[str, Any]]) -> None:
+        self._models = models
         for model in models:
             name = f"{model['name']}@{model['version']}"
             if self._live is not None:
@@ -201,8 +229,9 @@ class LoadProgress:
 class ForegroundReport(StartReport):
     """A start report that also shows progress and the fault to whoever watches the foreground."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, as_json: bool) -> None:
         super().__init__(None)
+        self._as_json = as_json
         self._shown = LoadProgress()
 
     def progress(self, models: list[dict[str, Any]]) -> None:
@@ -210,4 +239,8 @@ class ForegroundReport(StartReport):
 
     def failed(self, fault: dict[str, Any]) -> None:
         super().failed(fault)
-        print_fault(Fault.from_dict(fault), as_json=False)
+        print_fault(Fault.from_dict(fault), as_json=self._as_json)
+
+    def ready(self, info: dict[str, Any]) -> None:
+        super().ready(info)
+        self._shown.warn()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import IO, Any
 
 from contract.faults import Fault, FaultKind
@@ -15,6 +18,9 @@ from daemon.settings import Settings
 from daemon.state import StateDirectory
 
 LOG_KEPT_BYTES = 20 << 20
+TAIL_BLOCK_BYTES = 1 << 16
+ABANDON_S = 10.0
+"""What a start that is given up may take to clean up."""
 
 
 def launch(settings: Settings, show: Callable[[list[dict[str, Any]]], None]) -> dict[str, Any]:
@@ -34,28 +40,66 @@ def launch(settings: Settings, show: Callable[[list[dict[str, Any]]], None]) -> 
     """
     state = StateDirectory(settings.state_path)
     state.create()
-    if state.running():
-        state.acquire()
-    _rotate(state)
+    state.refuse_second()
     read_fd, write_fd = os.pipe()
-    with state.log_path.open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "daemon.main", str(write_fd)],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            pass_fds=(write_fd,),
-            start_new_session=True,
-        )
-    os.close(write_fd)
-    _send(process, settings)
-    with os.fdopen(read_fd, "rb") as messages:
+    with os.fdopen(read_fd, "rb") as messages, _all_signals_interrupt():
+        process = _spawn(state, write_fd)
         try:
+            _send(process, settings)
             return _wait(messages, show, state)
         except KeyboardInterrupt:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
+            _abandon(process)
             raise
+
+
+def _spawn(state: StateDirectory, write_fd: int) -> subprocess.Popen[bytes]:
+    """The daemon's process, which alone holds ``write_fd`` from here on. Raises ``Fault``."""
+    try:
+        with state.writing():
+            _rotate(state)
+            log = state.log_path.open("ab")
+        with log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "daemon.main", str(write_fd)],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                pass_fds=(write_fd,),
+                start_new_session=True,
+            )
+    except OSError as error:
+        message = f"the daemon's process cannot be started: {error.strerror}"
+        raise Fault(FaultKind.START_FAILED, message, "see the limits on processes and memory") from None
+    finally:
+        os.close(write_fd)
+
+
+@contextlib.contextmanager
+def _all_signals_interrupt() -> Iterator[None]:
+    """Whoever ends ``daemon start`` while it waits ends the start, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _abandon(process: subprocess.Popen[bytes]) -> None:
+    """Nothing is left of a start that was given up."""
+    process.terminate()
+    try:
+        process.wait(ABANDON_S)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        process.kill()
+        process.wait()
 
 
 def _send(process: subprocess.Popen[bytes], settings: Settings) -> None:
@@ -63,8 +107,9 @@ def _send(process: subprocess.Popen[bytes], settings: Settings) -> None:
     if stdin is None:
         raise Fault(FaultKind.INTERNAL, "the daemon's standard input is not a pipe")
     absolute = settings.model_copy(update={"repository": [path.absolute() for path in settings.repository]})
-    stdin.write(absolute.model_dump_json().encode())
-    stdin.close()
+    # A process that is already dead is noticed when it says nothing.
+    with contextlib.suppress(BrokenPipeError), stdin:
+        stdin.write(absolute.model_dump_json().encode())
 
 
 def _wait(
@@ -79,22 +124,29 @@ def _wait(
         else:
             ready: dict[str, Any] = message["ready"]
             return ready
-    tail = "".join(last_lines(state, 5))
-    raise Fault(
-        FaultKind.START_FAILED,
-        f"the daemon's process ended before it was ready; its log ends:\n{tail}",
-        f"the whole log: {state.log_path}",
-    )
+    tail = "".join(f"\n  {line.rstrip()}" for line in last_lines(state, 5))
+    message = "the daemon's process ended before it was ready" + (f"; its log ends:{tail}" if tail else "")
+    raise Fault(FaultKind.START_FAILED, message, f"the whole log: {state.log_path}")
 
 
 def last_lines(state: StateDirectory, count: int) -> list[str]:
     """The end of the daemon's log; empty when there is none."""
     try:
-        with state.log_path.open("r", encoding="utf-8", errors="replace") as log:
-            log.seek(max(0, state.log_path.stat().st_size - 512 * count - 4096))
-            return log.readlines()[-count:]
+        with state.log_path.open("rb") as log:
+            return [line.decode("utf-8", "replace") for line in _tail(log, count)]
     except OSError:
         return []
+
+
+def _tail(log: IO[bytes], count: int) -> list[bytes]:
+    """Read backwards, a block at a time, until there are enough lines."""
+    position, data = log.seek(0, os.SEEK_END), b""
+    while position and data.count(b"\n") <= count:
+        size = min(position, TAIL_BLOCK_BYTES)
+        position = log.seek(position - size)
+        data = log.read(size) + data
+    lines = data.splitlines(keepends=True)
+    return lines[max(0, len(lines) - count) :]
 
 
 def _rotate(state: StateDirectory) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from contract.faults import Fault, Problem
 from daemon.listeners import bind
+from daemon.repository.checks import check_directory
 from daemon.repository.disk import VersionOnDisk, scan
 from daemon.settings import Settings
 from daemon.state import StateDirectory
@@ -48,11 +49,12 @@ def _check_models(settings: Settings, report: Report) -> None:
         return
     wanted = set(settings.model)
     names = {version.name for version in versions}
-    for missing in sorted(name for name in wanted if name.partition("@")[0] not in names):
-        known = ", ".join(sorted(names)) or "none"
-        report.problems.append(
-            Problem("model", f"no model {missing!r}", f"models in the repository: {known}")
-        )
+    known = names | {f"{version.name}@{version.version}" for version in versions}
+    listing = f"models in the repository: {', '.join(sorted(names)) or 'none'}"
+    for missing in sorted(wanted - known):
+        report.problems.append(Problem("model", f"no model {missing!r}", listing))
+    if settings.default_model and settings.default_model not in known:
+        report.problems.append(Problem("default_model", f"no model {settings.default_model!r}", listing))
     if not versions:
         report.warnings.append("the repository holds no models: build one with builder package")
     for version in versions:
@@ -64,6 +66,11 @@ def _check_version(version: VersionOnDisk, report: Report) -> None:
     where = f"{version.name}@{version.version}" if version.version else version.name
     if version.fault is not None:
         report.problems.append(Problem(where, version.fault.message, version.fault.hint))
+        return
+    try:
+        check_directory(version.directory, manifest_required=version.backend == "ms")
+    except Fault as fault:
+        report.problems.append(Problem(where, fault.message, fault.hint))
         return
     size = sum(path.stat().st_size for path in version.directory.glob("*.safetensors"))
     report.facts.append(f"model {where}: backend {version.backend}, weights {size / 2**20:.0f} MiB")
@@ -113,7 +120,7 @@ def _check_ports(settings: Settings, report: Report) -> None:
         try:
             bind(name, host, port).sock.close()
         except Fault as fault:
-            report.problems.append(Problem(name, fault.message, fault.hint))
+            report.problems.append(Problem(name, fault.message.removeprefix(f"{name}: "), fault.hint))
         else:
             report.facts.append(f"{name} {host}:{port} is free")
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from contract.faults import Fault, FaultKind
+from contract.faults import EXIT_CODES, Fault, FaultKind
 from daemon.app import Daemon
 from daemon.notify import StartReport
 from daemon.settings import Settings
@@ -37,53 +37,77 @@ def run(settings: Settings, report: StartReport, announce: Callable[[dict[str, A
     """
     state = StateDirectory(settings.state_path)
     try:
+        # Never released: the lock tells of this process until its very end.
         state.acquire()
+        state.write({"pid": os.getpid(), "ready": False})
         return asyncio.run(_serve(settings, state, report, announce))
     except Fault as fault:
         log.error("start failed: %s", fault.message)
         report.failed(fault.to_dict())
         return fault.exit_code
-    finally:
-        state.release()
+    except Exception as error:
+        log.exception("the daemon failed")
+        defect = Fault(FaultKind.INTERNAL, f"the daemon failed: {error!r}", f"see {state.log_path}")
+        report.failed(defect.to_dict())
+        return defect.exit_code
 
 
 async def _serve(
     settings: Settings, state: StateDirectory, report: StartReport, announce: Callable[[dict[str, Any]], None]
 ) -> int:
-    stop, hurry = _stop_on_signals()
+    orders = _Orders()
     token = secrets.token_urlsafe(24)
-    daemon = Daemon(settings, control_token=token, request_stop=stop.set)
+    daemon = Daemon(settings, control_token=token, request_stop=orders.from_management)
+    info: dict[str, Any] = {"pid": os.getpid(), "started": time.time(), "log": str(state.log_path)}
     try:
-        await daemon.listen()
-        info = daemon.addresses() | {
-            "pid": os.getpid(),
-            "started": time.time(),
-            "log": str(state.log_path),
-            "token": token,
-        }
+        await daemon.listen(state.socket_path)
+        info |= daemon.addresses() | {"token": token}
         state.write(info | {"ready": False})
-        if not await _load(daemon, settings, stop, report):
-            return Fault(FaultKind.CANCELLED, "stopped while starting").exit_code
+        log.info("listening, pid %d: %s", os.getpid(), _listed(daemon.addresses()))
+        if not await _load(daemon, settings, orders.stop, report):
+            report.failed(Fault(FaultKind.CANCELLED, "the daemon was stopped while it started").to_dict())
+            return orders.exit_code
         state.write(info | {"ready": True})
         announce(info)
         report.ready(info)
-        await stop.wait()
-        report.stopping()
+        log.info("ready")
+        await orders.stop.wait()
     finally:
-        await _drain(daemon, settings.drain_timeout_s, hurry)
+        report.stopping()
+        with contextlib.suppress(Fault):
+            state.write(info | {"ready": False, "stopping": True})
+        if orders.stop.is_set():
+            log.info("stopping: running requests get %g s", settings.drain_timeout_s)
+        await _drain(daemon, settings.drain_timeout_s, orders.hurry)
+        log.info("stopped")
     return 0
 
 
-def _stop_on_signals() -> tuple[asyncio.Event, asyncio.Event]:
-    """Events of the first signal, which drains, and of the second, which cuts the drain short."""
-    stop, hurry = asyncio.Event(), asyncio.Event()
+class _Orders:
+    """What signals and the management port say: a second signal cuts the drain short."""
 
-    def on_signal() -> None:
-        (hurry if stop.is_set() else stop).set()
+    def __init__(self) -> None:
+        self.stop, self.hurry = asyncio.Event(), asyncio.Event()
+        self.exit_code = 0
+        """Of a start that was stopped: to end at SIGTERM is no failure."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # nohup ignores SIGHUP for us.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                asyncio.get_running_loop().add_signal_handler(number, self._signalled, number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal)
-    return stop, hurry
+    def from_management(self, drain: bool) -> None:
+        self.stop.set()
+        if not drain:
+            self.hurry.set()
+
+    def _signalled(self, number: int) -> None:
+        if number == signal.SIGINT:
+            self.exit_code = EXIT_CODES[FaultKind.CANCELLED]
+        (self.hurry if self.stop.is_set() else self.stop).set()
+
+
+def _listed(addresses: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {address}" for name, address in addresses.items() if address)
 
 
 async def _drain(daemon: Daemon, timeout_s: float, hurry: asyncio.Event) -> None:

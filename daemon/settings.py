@@ -15,7 +15,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 
 def _port(value: Any) -> Any:
-    return None if value in ("off", "none", None) else value
+    # YAML reads an unquoted off as false.
+    if value is False or value in ("off", "none", None):
+        return None
+    if value is True:
+        raise ValueError("write a port number or off")
+    return value
 
 
 Port = Annotated[Annotated[int, Field(ge=0, le=65535)] | None, BeforeValidator(_port)]

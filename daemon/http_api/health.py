@@ -18,6 +18,9 @@ from daemon.kserve.fields import Fields
 from daemon.repository.status import ModelStatus, State
 from daemon.service.facade import Service
 
+_NOT_UP = (State.LOADING, State.RESTARTING, State.BROKEN)
+"""What may be why the daemon is not ready; a model that nobody asked for is not."""
+
 
 class TokenizeFields(Fields):
     prompt: str | None = None
@@ -44,8 +47,8 @@ class Health:
         """200 without a body, or 503 with the models that are not ready."""
         if self._service.ready():
             return Response(status_code=200)
-        waiting = [_state(status) for status in self._service.models() if status.state is not State.READY]
-        return _unavailable(f"the daemon is not ready: {', '.join(waiting) or 'it is stopping'}")
+        waiting = [_state(status) for status in self._service.models() if status.state in _NOT_UP]
+        return _unavailable(f"the daemon is not ready: {', '.join(waiting) or 'it starts or stops'}")
 
 
 class Facts:

@@ -118,7 +118,7 @@ class SameOrigin:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
         origin = headers.get("origin")
-        if origin is None or origin in self._allowed or urlsplit(origin).netloc == headers.get("host"):
+        if origin is None or origin in self._allowed or _netloc(origin) == headers.get("host"):
             await self._app(scope, receive, send)
             return
         fault = Fault(
@@ -159,6 +159,13 @@ class BodyLimit:
     def _fault(self) -> Fault:
         message = f"the request body is larger than the {self._limit} bytes allowed"
         return Fault(FaultKind.TOO_LARGE, message, "send less, or raise the limit in the daemon's settings")
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
 
 
 def _key(headers: Headers) -> str:

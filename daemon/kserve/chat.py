@@ -10,6 +10,8 @@ from contract.generation import Message
 from daemon.kserve import fields
 from daemon.kserve.fields import Fields
 
+MOST_MESSAGES = 8192
+
 
 class MessageFields(Fields):
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
@@ -32,6 +34,8 @@ def parse_messages(data: Any, where: str = "messages") -> list[Message]:
     """Messages of a request. Raises ``Fault`` naming the first that is wrong."""
     if not isinstance(data, list) or not data:
         raise _invalid(where, "must be a list with at least one message")
+    if len(data) > MOST_MESSAGES:
+        raise _invalid(where, f"may hold {MOST_MESSAGES} messages; got {len(data)}")
     return [_message(entry, f"{where}.{index}") for index, entry in enumerate(data)]
 
 

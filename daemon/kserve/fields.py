@@ -27,6 +27,11 @@ class Fields(BaseModel):
 
 F = TypeVar("F", bound=Fields)
 
+_MOST_UNKNOWN = 64
+"""Further unknown fields are nobody's typing mistake, and each costs a search for its nearest name."""
+_MOST_PROBLEMS = 16
+_LONGEST_NAME = 64
+
 
 def parse(model: type[F], data: Mapping[str, Any], where: str = "", *, strict: bool = True) -> F:
     """Check ``data`` against ``model``. ``where`` is a prefix for field names in messages.
@@ -34,6 +39,10 @@ def parse(model: type[F], data: Mapping[str, Any], where: str = "", *, strict: b
     Raises ``Fault``: UNSUPPORTED for a field that cannot be honoured, INVALID_REQUEST for all else.
     """
     known = without_unsupported(model, data, where)
+    unknown = [name for name in known if name not in model.model_fields]
+    if len(unknown) > _MOST_UNKNOWN:
+        message = f"{where}{_short(unknown[0])} and {len(unknown) - 1} more fields are unknown"
+        raise Fault(FaultKind.INVALID_REQUEST, message, "", {"param": where + _short(unknown[0])})
     try:
         return model.model_validate(known, strict=strict)
     except pydantic.ValidationError as error:
@@ -65,11 +74,14 @@ def _fault(model: type[Fields], error: pydantic.ValidationError, where: str) -> 
     known = [*model.model_fields, *model.unsupported]
     names: list[str] = []
     sentences: list[str] = []
-    for problem in error.errors(include_url=False, include_context=False, include_input=False):
-        name = where + ".".join(str(part) for part in problem["loc"])
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    for problem in found[:_MOST_PROBLEMS]:
+        name = where + ".".join(_short(str(part)) for part in problem["loc"])
         names.append(name)
         sentences.append(f"{name}: {_sentence(problem, known)}" if name else _sentence(problem, known))
-    problems = [{"where": name, "message": text} for name, text in zip(names, sentences, strict=True)]
+    if len(found) > _MOST_PROBLEMS:
+        sentences.append(f"and {len(found) - _MOST_PROBLEMS} more problems")
+    problems = [{"where": name, "message": text} for name, text in zip(names, sentences, strict=False)]
     return Fault(
         FaultKind.INVALID_REQUEST, "; ".join(sentences), "", {"param": names[0], "problems": problems}
     )
@@ -77,9 +89,13 @@ def _fault(model: type[Fields], error: pydantic.ValidationError, where: str) -> 
 
 def _sentence(problem: Mapping[str, Any], known: list[str]) -> str:
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        near = difflib.get_close_matches(_short(str(problem["loc"][-1])), known, n=1)
         return f"unknown field, did you mean '{near[0]}'?" if near else "unknown field"
     if problem["type"] == "missing":
         return "this field is required"
     text = str(problem["msg"])
     return text.removeprefix("Value error, ").replace("Input should be", "must be")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "…"

@@ -62,7 +62,7 @@ class SamplingFields(Fields):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     truncate_prompt_tokens: Positive | None = None
-    priority: int | None = None
+    priority: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)] | None = None
 
     def sampling(self, *, logprobs: int | None = None, prompt_logprobs: int | None = None) -> Sampling:
         return Sampling(

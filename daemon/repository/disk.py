@@ -56,6 +56,14 @@ def _model_folders(repository: Path) -> list[Path]:
         message = f"repository {repository} cannot be read: {error.strerror}"
         hint = "create it, or name another with --repository FOLDER"
         raise Fault(FaultKind.INVALID_CONFIG, message, hint) from None
+    names = {entry.name for entry in entries}
+    if names & {"config.pbtxt", "config.json"}:
+        is_version = "config.json" in names
+        message = (
+            f"{repository} is {'one version of a' if is_version else 'a'} model, not a repository of models"
+        )
+        folder = repository.absolute().parents[1 if is_version else 0]
+        raise Fault(FaultKind.INVALID_CONFIG, message, f"name the folder around it: --repository {folder}")
     return [entry for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
 
 

@@ -152,9 +152,12 @@ class Registry(Generic[T]):
         slots = self._slots.get(name)
         if not slots:
             raise selection.unknown_model(name, self._slots)
-        slot = slots.get(version) if version else self._ordered(name)[-1]
+        on_disk = {slot.version: slot for slot in self._ordered(name) if not slot.vanished}
+        if not on_disk:
+            raise selection.unknown_model(name, self._slots)
+        slot = on_disk.get(version) if version else list(on_disk.values())[-1]
         if slot is None:
-            raise selection.unknown_version(name, version, slots)
+            raise selection.unknown_version(name, version, on_disk)
         joined = slot.state is State.LOADING
         if slot.state is State.RESTARTING:
             await slot.halt_supervision()
@@ -198,7 +201,8 @@ class Registry(Generic[T]):
         gone = {State.LISTED, State.UNLOADED, State.BROKEN}
         for name, slots in list(self._slots.items()):
             for version, slot in list(slots.items()):
-                if version not in seen.get(name, {}) and slot.state in gone:
+                slot.vanished = version not in seen.get(name, {})
+                if slot.vanished and slot.state in gone:
                     del slots[version]
             if not slots and not self._locks[name].locked():
                 del self._slots[name]

@@ -45,6 +45,8 @@ class VersionSlot(Generic[T]):
         self.on_disk = on_disk
         self.pinned = False
         """Asked for by its number: a newer version does not replace it."""
+        self.vanished = False
+        """Its folder is gone; what is loaded serves on."""
         self.loaded: Loaded[T] | None = None
         self.state = State.BROKEN if on_disk.fault else State.LISTED
         self._reason = str(on_disk.fault) if on_disk.fault else ""
@@ -87,10 +89,12 @@ class VersionSlot(Generic[T]):
 
     def rescan(self, on_disk: VersionOnDisk) -> None:
         """Take note of what is on disk now; what is loaded stays as it is until it is loaded again."""
-        self.on_disk = on_disk
+        was_unreadable, self.on_disk = self.on_disk.fault is not None, on_disk
+        self.vanished = False
         if self.state in {State.LISTED, State.UNLOADED, State.BROKEN} and on_disk.fault:
             self._change(State.BROKEN, str(on_disk.fault))
-        elif self.state is State.BROKEN:
+        elif self.state is State.BROKEN and was_unreadable:
+            # What could not be loaded keeps its reason until someone loads it again.
             self._change(State.LISTED)
 
     async def load(self) -> None:
@@ -181,7 +185,7 @@ class VersionSlot(Generic[T]):
             failures = 1 if policy.clock() - born >= policy.healthy_s else failures + 1
             self.loaded = None
             self._restarts += 1
-            self._change(State.RESTARTING, str(fault))
+            self._change(State.RESTARTING, fault.message)
             await _end(loaded.backend)
             while True:
                 await policy.sleep(policy.delay_s(failures))
@@ -193,7 +197,7 @@ class VersionSlot(Generic[T]):
                         self._change(State.BROKEN, str(again))
                         return
                     failures += 1
-                    self._change(State.RESTARTING, str(again))
+                    self._change(State.RESTARTING, again.message)
 
     async def _rebuild(self) -> Loaded[T]:
         async with self._lock:

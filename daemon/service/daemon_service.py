@@ -56,7 +56,7 @@ class DaemonService:
         """Let running requests finish, cancel what is left after that time, unload everything."""
         self.begin_stop()
         if not await self._generation.finished(drain_s):
-            self._generation.cancel_all()
+            self._generation.cut_off()
         await self._registry.stop()
 
     def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:

@@ -16,6 +16,9 @@ _SAMPLING_DIALECTS = frozenset({"openai", "vllm"})
 _MOST_LOGPROBS = 20
 _LONGEST_STOP = 1024
 _LONGEST_STOPS = 4096
+_MOST_STOP_IDS = 1024
+_REPETITION = (1e-3, 1e3)
+"""Beyond, logits overflow in single precision."""
 
 
 class GenerationDefaults(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,6 +106,21 @@ def check(sampling: Sampling) -> None:
     if sampling.top_p == 0 or sampling.repetition_penalty == 0:
         field = "top_p" if sampling.top_p == 0 else "repetition_penalty"
         raise Fault(FaultKind.INVALID_REQUEST, f"{field} must be greater than 0", "", {"field": field})
+    _check_penalty(sampling.repetition_penalty)
+    _check_stops(sampling)
+
+
+def _check_penalty(penalty: float | None) -> None:
+    low, high = _REPETITION
+    if penalty is not None and not low <= penalty <= high:
+        message = f"repetition_penalty must be at least {low:g} and at most {high:g}; got {penalty:g}"
+        raise Fault(FaultKind.INVALID_REQUEST, message, "1 is neutral", {"field": "repetition_penalty"})
+
+
+def _check_stops(sampling: Sampling) -> None:
+    if len(sampling.stop_token_ids) > _MOST_STOP_IDS:
+        message = f"stop_token_ids may have {_MOST_STOP_IDS} ids; got {len(sampling.stop_token_ids)}"
+        raise Fault(FaultKind.INVALID_REQUEST, message, "send fewer", {"field": "stop_token_ids"})
     longest, together = max(map(len, sampling.stop), default=0), sum(map(len, sampling.stop))
     if longest > _LONGEST_STOP or together > _LONGEST_STOPS:
         message = f"stop strings may have {_LONGEST_STOP} characters each and {_LONGEST_STOPS} together"

@@ -92,9 +92,11 @@ class GenerateService:
         """From now on every new request is NOT_READY."""
         self._stopping = True
 
-    def cancel_all(self) -> None:
+    def cut_off(self) -> None:
+        """End every running request because the daemon stops."""
+        message = "the daemon stopped before the answer was complete"
         for run in self._runs.values():
-            run.cancel()
+            run.cancel(Fault(FaultKind.NOT_READY, message, "ask again", {"state": "draining"}))
 
     async def finished(self, timeout_s: float) -> bool:
         """Wait for the running requests; ``False`` if some still run when the time is up."""

@@ -28,9 +28,12 @@ async def build_prompt(request: GenerateRequest, model: TextModel, info: ModelIn
     if request.token_ids is not None:
         prompt = await _of_ids(request.token_ids, model, info)
     elif request.messages is not None:
-        prompt = await _of_chat(request, model, name)
+        prompt = await _of_chat(request, model, info, name)
     else:
-        prompt = await of_text(request.text or "", model, name)
+        text = request.text or ""
+        if request.truncate_prompt is None:
+            _refuse_hopeless(text, model, info)
+        prompt = await of_text(text, model, name)
     if not prompt.token_ids:
         raise Fault(FaultKind.INVALID_REQUEST, "the prompt is empty", "send some text")
     return await _truncated(prompt, request.truncate_prompt, model)
@@ -45,13 +48,28 @@ async def of_text(text: str, model: TextModel, name: str) -> Prompt:
     return Prompt(token_ids=ids, text=text)
 
 
-async def _of_chat(request: GenerateRequest, model: TextModel, name: str) -> Prompt:
+async def _of_chat(request: GenerateRequest, model: TextModel, info: ModelInfo, name: str) -> Prompt:
     tokenizer = model.need_tokenizer(name)
     text, sentinel = await model.need_template(name).render(request.messages or [], request.template_options)
+    if request.truncate_prompt is None:
+        _refuse_hopeless(text, model, info)
     if sentinel:
         ids = await tokenizer.encode_protected(text, sentinel)
         return Prompt(token_ids=ids, text=text.replace(sentinel, ""))
     return Prompt(token_ids=await tokenizer.encode(text), text=text)
+
+
+def _refuse_hopeless(text: str, model: TextModel, info: ModelInfo) -> None:
+    """A text that cannot fit is not encoded: that takes seconds and gigabytes for the largest bodies."""
+    longest = _longest_prompt(model, info)
+    if model.tokenizer is None or len(text) <= longest * model.tokenizer.longest_piece:
+        return
+    least = -(-len(text) // model.tokenizer.longest_piece)
+    message = (
+        f"the prompt's {len(text)} characters are at least {least} tokens; the model takes at most {longest}"
+    )
+    details = {"prompt_characters": len(text), "max_input_tokens": longest}
+    raise Fault(FaultKind.CONTEXT_OVERFLOW, message, "shorten the prompt, or truncate it", details)
 
 
 async def _of_ids(ids: list[int], model: TextModel, info: ModelInfo) -> Prompt:
@@ -78,9 +96,8 @@ async def _decoded(ids: list[int], model: TextModel) -> str:
 
 def answer_length(request: GenerateRequest, prompt_tokens: int, model: TextModel, info: ModelInfo) -> int:
     """New tokens at most. Raises ``Fault`` CONTEXT_OVERFLOW with the numbers and the remedy."""
-    limits = model.serving.limits
-    context = min(info.context_len, limits.max_seq_len)
-    longest = min(limits.max_input_tokens, context - 1)
+    context = min(info.context_len, model.serving.limits.max_seq_len)
+    longest = _longest_prompt(model, info)
     asked = request.sampling.max_tokens
     details = {"prompt_tokens": prompt_tokens, "max_input_tokens": longest, "context": context}
     if prompt_tokens > longest:
@@ -98,3 +115,8 @@ def answer_length(request: GenerateRequest, prompt_tokens: int, model: TextModel
         hint = f"ask for at most {rest} tokens, or shorten the prompt"
         raise Fault(FaultKind.CONTEXT_OVERFLOW, message, hint, {**details, "max_tokens": asked})
     return min(asked, rest)
+
+
+def _longest_prompt(model: TextModel, info: ModelInfo) -> int:
+    limits = model.serving.limits
+    return min(limits.max_input_tokens, info.context_len - 1, limits.max_seq_len - 1)

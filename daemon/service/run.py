@@ -32,6 +32,7 @@ class Run:
         self._record = record
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._started, self._ended = asyncio.Event(), False
+        self._reason: Fault | None = None
         self._completion_tokens = 0
         self._cached_tokens = 0
         if job.sampling.prompt_logprobs is None:
@@ -44,8 +45,9 @@ class Run:
         """In order; not to be called again after a terminal event."""
         return await self._events.get()
 
-    def cancel(self) -> None:
-        """Stop in the engine; the events end with ``Cancelled`` unless they have ended already."""
+    def cancel(self, reason: Fault | None = None) -> None:
+        """Stop in the engine; events that go on end with ``Cancelled``, or fail with ``reason``."""
+        self._reason = reason
         self._driver.cancel()
 
     async def close(self) -> None:
@@ -154,7 +156,11 @@ class Run:
 
     def _end_cancelled(self) -> None:
         self._ticket.leave()
-        if not self._ended:
+        if self._ended:
+            return
+        if self._reason is not None:
+            self._fail(self._reason)
+        else:
             self._record.cancel()
             self._end(Cancelled(self._usage()))
 

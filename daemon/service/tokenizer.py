@@ -42,6 +42,8 @@ class TextTokenizer:
         self._alphabet = decoding.byte_level_alphabet() if self.plan.byte_level else {}
         self._control_pattern = re.compile("|".join(map(re.escape, self.control_strings)) or r"(?!)")
         self._bytes: dict[int, bytes] = {}
+        self.longest_piece = max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)), default=1)
+        """In characters: no token covers more of a text."""
 
     @classmethod
     def from_file(cls, path: Path) -> TextTokenizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import httpx2
@@ -45,3 +46,18 @@ def test_a_taken_port_names_the_setting() -> None:
 def test_an_address_of_another_machine() -> None:
     with pytest.raises(Fault, match="cannot listen on 192"):
         bind("http_port", "192.0.2.1", 0)
+
+
+async def test_answers_on_a_used_connection_do_not_wait_for_acknowledgements() -> None:
+    """Nagle's algorithm against delayed acknowledgements would cost 40 ms each."""
+    bound = bind("http_port", "127.0.0.1", 0)
+    listener = HttpListener(bound, hello)
+    await listener.start()
+    try:
+        async with httpx2.AsyncClient(base_url=bound.url) as http:
+            began = time.monotonic()
+            for _ in range(25):
+                await http.post("/", content=b"x" * 100)
+            assert time.monotonic() - began < 25 * 0.03
+    finally:
+        await listener.stop()

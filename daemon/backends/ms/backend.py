@@ -98,7 +98,8 @@ class MsBackend:
         )
         self._engine = engine = Engine(runner, settings, self._emit, self._give_up)
         engine.start()
-        return _describe(runner, engine, settings, options)
+        dtype = options.dtype if options.dtype != "auto" else read_serving(spec.path).dtype
+        return _describe(runner, engine, settings, dtype)
 
     async def generate(self, request: TokenRequest) -> AsyncIterator[TokenEvent]:
         engine = self._engine
@@ -207,9 +208,7 @@ def _num_blocks(directory: Path, options: MsOptions) -> int:
     return blocks
 
 
-def _describe(
-    runner: LoadedRunner, engine: Engine, settings: EngineSettings, options: MsOptions
-) -> ModelInfo:
+def _describe(runner: LoadedRunner, engine: Engine, settings: EngineSettings, dtype: str) -> ModelInfo:
     kv_bytes = runner.num_blocks * runner.kv_bytes_per_block
     kv_tokens = runner.num_blocks * runner.block_size
     return ModelInfo(
@@ -218,7 +217,7 @@ def _describe(
         max_sequences=engine.max_sequences,
         kv_tokens=kv_tokens,
         memory_bytes=runner.weight_bytes + kv_bytes,
-        dtype=options.dtype,
+        dtype=dtype,
         details={
             "num_blocks": runner.num_blocks,
             "block_size": runner.block_size,

@@ -383,13 +383,18 @@ async def test_stopping_refuses_and_drains(tmp_path: Path) -> None:
     assert slow.unloaded
 
 
-async def test_stop_cancels_what_does_not_end(tmp_path: Path) -> None:
+async def test_stop_cuts_off_what_does_not_end_and_says_so(tmp_path: Path) -> None:
     backends = FakeBackends()
     service = await fake_service(tmp_path, ("slow",), backends=backends)
     task = asyncio.create_task(collect(service, request_of("x")))
     await until(lambda: backends.last("slow").running > 0)
     await service.stop(0.01)
-    assert isinstance((await task)[-1], Cancelled)
+    last = (await task)[-1]
+    assert isinstance(last, Failed)
+    assert (last.fault["kind"], last.fault["message"]) == (
+        "not_ready",
+        "the daemon stopped before the answer was complete",
+    )
 
 
 class FlakyBackend(EchoBackend):

@@ -35,6 +35,7 @@ from daemon.kserve.sampling import MAX_INT
 from daemon.service.facade import Service
 
 DEFAULT_MAX_TOKENS = 16
+MOST_PROMPTS = 2048
 
 
 class CompletionFields(OpenAIFields):
@@ -215,6 +216,8 @@ def _prompts(value: Any) -> list[str | list[int]]:
         raise _invalid("prompt", "must be a string, a list of strings, or one or several lists of token ids")
     if all(_is_token_id(element) for element in value):
         return [value]
+    if len(value) > MOST_PROMPTS:
+        raise _invalid("prompt", f"may hold {MOST_PROMPTS} prompts; send the {len(value)} in several calls")
     for index, element in enumerate(value):
         is_ids = isinstance(element, list) and element and all(_is_token_id(token) for token in element)
         if not is_ids and not isinstance(element, str):
