@@ -57,7 +57,7 @@ class SamplingFields(Fields):
     frequency_penalty: Penalty | None = None
     seed: Seed | None = None
     stop: StopStrings | None = None
-    stop_token_ids: list[TokenId] | None = None
+    stop_token_ids: Annotated[list[TokenId], Len(0, 1024)] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None

@@ -32,7 +32,7 @@ async def build_prompt(request: GenerateRequest, model: TextModel, info: ModelIn
     else:
         text = request.text or ""
         if request.truncate_prompt is None:
-            _refuse_hopeless(text, model, info)
+            _refuse_hopeless(len(text), model, info)
         prompt = await of_text(text, model, name)
     if not prompt.token_ids:
         raise Fault(FaultKind.INVALID_REQUEST, "the prompt is empty", "send some text")
@@ -52,23 +52,23 @@ async def _of_chat(request: GenerateRequest, model: TextModel, info: ModelInfo, 
     tokenizer = model.need_tokenizer(name)
     text, sentinel = await model.need_template(name).render(request.messages or [], request.template_options)
     if request.truncate_prompt is None:
-        _refuse_hopeless(text, model, info)
+        _refuse_hopeless(len(text) - (text.count(sentinel) if sentinel else 0), model, info)
     if sentinel:
         ids = await tokenizer.encode_protected(text, sentinel)
         return Prompt(token_ids=ids, text=text.replace(sentinel, ""))
     return Prompt(token_ids=await tokenizer.encode(text), text=text)
 
 
-def _refuse_hopeless(text: str, model: TextModel, info: ModelInfo) -> None:
+def _refuse_hopeless(characters: int, model: TextModel, info: ModelInfo) -> None:
     """A text that cannot fit is not encoded: that takes seconds and gigabytes for the largest bodies."""
     longest = _longest_prompt(model, info)
-    if model.tokenizer is None or len(text) <= longest * model.tokenizer.longest_piece:
+    if model.tokenizer is None or characters <= longest * model.tokenizer.longest_piece:
         return
-    least = -(-len(text) // model.tokenizer.longest_piece)
+    least = -(-characters // model.tokenizer.longest_piece)
     message = (
-        f"the prompt's {len(text)} characters are at least {least} tokens; the model takes at most {longest}"
+        f"the prompt's {characters} characters are at least {least} tokens; the model takes at most {longest}"
     )
-    details = {"prompt_characters": len(text), "max_input_tokens": longest}
+    details = {"prompt_characters": characters, "max_input_tokens": longest}
     raise Fault(FaultKind.CONTEXT_OVERFLOW, message, "shorten the prompt, or truncate it", details)
 
 

@@ -43,7 +43,7 @@ def say(content: str = "a", count: int = 1) -> dict[str, Any]:
     [
         (COMPLETIONS, {"prompt": ["a"] * (MOST_PROMPTS + 1)}, "may hold 2048 prompts"),
         (COMPLETIONS, {"prompt": "word " * 2_000_000}, "are at least"),
-        (COMPLETIONS, {"prompt": "a", "stop_token_ids": list(range(2000))}, "may have 1024 ids"),
+        (COMPLETIONS, {"prompt": "a", "stop_token_ids": list(range(2000))}, "at most 1024 items"),
         (COMPLETIONS, {"prompt": "a", "repetition_penalty": 1e-300}, "at least 0.001"),
         (COMPLETIONS, {"prompt": "a", "priority": 2**40}, "priority"),
         (COMPLETIONS, {f"field{number}": 1 for number in range(50_000)}, "more fields are unknown"),
