@@ -24,7 +24,14 @@ import numpy.typing as npt
 from contract.faults import Fault, FaultKind
 from contract.serving import read_config
 from daemon.backends.ms.checkpoint import Checkpoint
-from daemon.backends.ms.kernels import FORMATS, PANEL_ROWS, WHOLE_FORMATS, KernelError, Kernels
+from daemon.backends.ms.kernels import (
+    FORMAT_BYTES,
+    FORMATS,
+    PANEL_ROWS,
+    WHOLE_FORMATS,
+    KernelError,
+    Kernels,
+)
 from daemon.backends.ms.quantisation import Formats
 from daemon.backends.ms.segments import Segment
 from daemon.backends.ms.shape import DecoderShape
@@ -52,6 +59,8 @@ class RunnerOptions:
     dtype: str = "auto"
     """Of the packed weights: ``auto`` (as stored), ``float32``, ``bfloat16`` or ``float16``; ``int8`` or
     ``int4`` round the linear layers of a float checkpoint. What is stored quantised stays so."""
+    kv_dtype: str = "float32"
+    """Of cached keys and values: ``float32``, or ``bfloat16`` or ``float16`` in half the memory."""
     block_size: int = PANEL_ROWS
 
 
@@ -66,7 +75,7 @@ class ModelRunner:
         self.num_blocks = options.num_blocks
         self.max_rows = options.max_rows
         self.max_logit_rows = options.max_logit_rows
-        self.kv_bytes_per_block = shape.kv_bytes_per_block
+        self.kv_bytes_per_block = shape.kv_bytes_per_block(FORMAT_BYTES[options.kv_dtype])
         self.weight_bytes: int = device.weight_bytes
         self._kernels = kernels
         self._device = device
@@ -105,7 +114,8 @@ class ModelRunner:
 
         (shape, options), (kernels, checkpoint) = wanted, sources
         formats = Formats.of_model(checkpoint, config, options.dtype)
-        model = kernels.new_model(options.max_rows, options.max_logit_rows, options.num_blocks)
+        limits = (options.max_rows, options.max_logit_rows, options.num_blocks)
+        model = kernels.new_model(*limits, kv_dtype=options.kv_dtype)
         device = Device(kernels, model, options.max_rows, formats)
         try:
             network = _network(model_dir, config, device)
@@ -226,6 +236,9 @@ def _check_options(options: RunnerOptions) -> None:
     known = ("auto", *FORMATS, *WHOLE_FORMATS)
     if options.dtype not in known:
         message = f"dtype {options.dtype!r} is not one of {', '.join(known)}"
+        raise Fault(FaultKind.INVALID_CONFIG, message)
+    if options.kv_dtype not in FORMATS:
+        message = f"kv_dtype {options.kv_dtype!r} is not one of {', '.join(FORMATS)}"
         raise Fault(FaultKind.INVALID_CONFIG, message)
     if min(options.num_blocks, options.max_rows, options.max_logit_rows) < 1 or options.threads < 0:
         message = "num_blocks, max_rows and max_logit_rows must be positive, threads not negative"

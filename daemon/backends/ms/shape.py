@@ -78,8 +78,7 @@ class DecoderShape:
             context=int(context),
         )
 
-    @property
-    def kv_bytes_per_block(self) -> int:
-        """Memory of one KV block over all layers: float32, 16 positions, values padded to 16 dimensions."""
+    def kv_bytes_per_block(self, element_bytes: int) -> int:
+        """Memory of one KV block over all layers: 16 positions, values padded to 16 dimensions."""
         padded = -(-self.head_dim // 16) * 16
-        return self.layers * self.kv_heads * (self.head_dim + padded) * 16 * 4
+        return self.layers * self.kv_heads * (self.head_dim + padded) * 16 * element_bytes

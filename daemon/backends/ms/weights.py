@@ -286,7 +286,7 @@ class MemoryNeed:
     kv_bytes_per_block: int
 
 
-def estimate(model_dir: Path, dtype: str = "auto") -> MemoryNeed:
+def estimate(model_dir: Path, dtype: str = "auto", kv_dtype: str = "float32") -> MemoryNeed:
     """The memory a model needs, from the headers of its files alone. Raises ``Fault``."""
     config = read_config(model_dir)
     shape = DecoderShape.from_config(config)
@@ -299,4 +299,4 @@ def estimate(model_dir: Path, dtype: str = "auto") -> MemoryNeed:
         linear = len(tensor.shape) > 1 and (tensor.shape[0] != shape.vocab or tables > 0)
         tables += len(tensor.shape) > 1 and not linear
         weights += formats.bytes_of(name, tensor, linear=linear)
-    return MemoryNeed(weights, shape.kv_bytes_per_block)
+    return MemoryNeed(weights, shape.kv_bytes_per_block(FORMAT_BYTES[kv_dtype]))

@@ -48,7 +48,7 @@ _SIGNATURES: Mapping[str, tuple[int, int]] = MappingProxyType(
         "mp_matrix_new": (6, 0),
         "mp_matrix_free": (1, 0),
         "mp_matrix_bytes": (1, 0),
-        "mp_model_new": (3, 0),
+        "mp_model_new": (4, 0),
         "mp_model_free": (1, 0),
         "mp_block_new": (1, 2),
         "mp_block_set_matrix": (3, 0),
@@ -201,8 +201,12 @@ class Kernels:
 
     # Models and blocks.
 
-    def new_model(self, max_rows: int, max_logit_rows: int, num_blocks: int) -> int:
-        return self._check(self._library.mp_model_new(max_rows, max_logit_rows, num_blocks))
+    def new_model(
+        self, max_rows: int, max_logit_rows: int, num_blocks: int, *, kv_dtype: str = "float32"
+    ) -> int:
+        """``kv_dtype``: the float format of cached keys and values."""
+        limits = (max_rows, max_logit_rows, num_blocks)
+        return self._check(self._library.mp_model_new(*limits, FORMATS[kv_dtype]))
 
     def free_model(self, model: int) -> None:
         """Frees the model with its blocks and caches, and the matrices that nothing else names."""

@@ -68,13 +68,13 @@ class QueryGroup {
 
   // Two blocks at a time: their keys are two panels, however far apart.
   void score(const float* queries, int64_t chunk, int64_t length, int64_t row, int64_t rows) const {
-    const auto& widths = table_.tile[0][rows];
+    const auto& widths = table_.tile[static_cast<int>(cache_.format())][rows];
     const float* q = queries + row * shape_.head_dim;
     for (int64_t p = 0; p < length;) {
-      const float* keys = cache_.keys(segment_.blocks[(chunk + p) / 16], kv_head_);
+      const uint8_t* keys = cache_.keys(segment_.blocks[(chunk + p) / 16], kv_head_);
       const bool pair = widths[1] != nullptr && p + 16 < length;
       const int64_t apart = pair ? cache_.keys(segment_.blocks[(chunk + p) / 16 + 1], kv_head_) - keys : 0;
-      widths[pair]({q, shape_.head_dim, keys, apart, shape_.head_dim, scores_ + row * kChunk + p, kChunk, false});
+      widths[pair]({q, shape_.head_dim, keys, apart / element_bytes(cache_.format()), shape_.head_dim, scores_ + row * kChunk + p, kChunk, false});
       p += pair ? 32 : 16;
     }
   }
@@ -93,7 +93,7 @@ class QueryGroup {
   }
 
   void gather(int64_t length, int64_t row, int64_t rows) const {
-    const auto& widths = table_.gather_tile[rows];
+    const auto& widths = table_.gather_tile[static_cast<int>(cache_.format())][rows];
     const int64_t dim = shape_.padded_dim(), panels = dim / 16;
     for (int64_t panel = 0; panel < panels;) {
       int log = kTileWidths - 1;
@@ -128,21 +128,28 @@ class QueryGroup {
   const KernelTable& table_;
   int64_t rows_ = 0, first_ = 0;
   float *scores_ = nullptr, *values_ = nullptr, *chunk_values_ = nullptr;
-  const float* blocks_[kChunk / 16];  // where the values of the chunk lie
+  const void* blocks_[kChunk / 16];  // where the values of the chunk lie
   std::vector<SoftmaxState> states_, chunk_states_;
 };
 
+template <class T, class Convert>
+void put(T* keys, T* values, int64_t slot, int64_t dim, const float* key, const float* value, Convert convert) {
+  for (int64_t i = 0; i < dim; ++i) keys[i * 16 + slot] = convert(key[i]);
+  for (int64_t i = 0; i < dim; ++i) values[i / 16 * 256 + slot * 16 + i % 16] = convert(value[i]);
+}
+
 }  // namespace
 
-LayerCache::LayerCache(const HeadShape& shape, int64_t num_blocks) : shape_(shape) {
+LayerCache::LayerCache(const HeadShape& shape, int64_t num_blocks, Format format) : shape_(shape), format_(format) {
   memory_ = Memory(static_cast<size_t>(num_blocks * block_bytes()));
 }
 
 void LayerCache::write(int64_t block, int64_t slot, int64_t kv_head, const float* key, const float* value) {
-  float* k = keys(block, kv_head) + slot;
-  for (int64_t i = 0; i < shape_.head_dim; ++i) k[i * 16] = key[i];
-  float* v = values(block, kv_head) + slot * 16;
-  for (int64_t i = 0; i < shape_.head_dim; ++i) v[i / 16 * 256 + i % 16] = value[i];
+  void *k = keys(block, kv_head), *v = values(block, kv_head);
+  if (format_ == Format::float32)
+    return put(static_cast<float*>(k), static_cast<float*>(v), slot, shape_.head_dim, key, value, [](float x) { return x; });
+  const auto narrow = format_ == Format::bfloat16 ? to_bfloat16 : to_float16;
+  put(static_cast<uint16_t*>(k), static_cast<uint16_t*>(v), slot, shape_.head_dim, key, value, narrow);
 }
 
 void LayerCache::copy(int64_t from, int64_t to) {

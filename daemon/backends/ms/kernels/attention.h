@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "format.h"
 #include "memory.h"
 #include "step.h"
 
@@ -14,23 +15,27 @@ struct HeadShape {
   int64_t padded_dim() const { return (head_dim + 15) / 16 * 16; }
 };
 
-// Per block and kv head: keys [head_dim][16 positions], then values [padded_dim / 16][16 positions][16], both panels
+// Keys and values as float32 or, rounded to nearest, as bfloat16 or float16. Per block and kv head: keys [head_dim][16 positions], then values [padded_dim / 16][16 positions][16], both panels
 // of the matrix kernels.
 class LayerCache {
  public:
-  LayerCache(const HeadShape& shape, int64_t num_blocks);
+  LayerCache(const HeadShape& shape, int64_t num_blocks, Format format);
 
-  float* keys(int64_t block, int64_t kv_head) const {
-    return memory_.floats() + (block * shape_.kv_heads + kv_head) * head_floats();
+  Format format() const { return format_; }
+  uint8_t* keys(int64_t block, int64_t kv_head) const {
+    return memory_.bytes() + (block * shape_.kv_heads + kv_head) * head_bytes();
   }
-  float* values(int64_t block, int64_t kv_head) const { return keys(block, kv_head) + shape_.head_dim * 16; }
+  uint8_t* values(int64_t block, int64_t kv_head) const {
+    return keys(block, kv_head) + shape_.head_dim * 16 * element_bytes(format_);
+  }
   void write(int64_t block, int64_t slot, int64_t kv_head, const float* key, const float* value);
   void copy(int64_t from, int64_t to);
-  int64_t head_floats() const { return (shape_.head_dim + shape_.padded_dim()) * 16; }
-  int64_t block_bytes() const { return shape_.kv_heads * head_floats() * static_cast<int64_t>(sizeof(float)); }
+  int64_t head_bytes() const { return (shape_.head_dim + shape_.padded_dim()) * 16 * element_bytes(format_); }
+  int64_t block_bytes() const { return shape_.kv_heads * head_bytes(); }
 
  private:
   HeadShape shape_;
+  Format format_;
   Memory memory_;
 };
 

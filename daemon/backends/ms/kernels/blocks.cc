@@ -89,7 +89,7 @@ void attention_block(Block& block, const float* x, float* out) {
   const Matrix& weights = block.matrix(qkv_matrix, width, shape.hidden);
   const float* bias = block.optional_vector(in_bias, width);
   const int64_t stride = weights.panels() * kLanes, inner = heads.heads * heads.head_dim;
-  if (!block.cache) block.cache = std::make_unique<LayerCache>(heads, model.limits.num_blocks);
+  if (!block.cache) block.cache = std::make_unique<LayerCache>(heads, model.limits.num_blocks, model.cache_format);
 
   float* norm = model.scratch.norm.at_least(static_cast<size_t>(step.rows * shape.hidden));
   float* projected = model.scratch.wide.at_least(static_cast<size_t>(step.rows * stride));

@@ -106,10 +106,11 @@ MP_API int64_t mp_matmul(int64_t handle, const float* a, int64_t a_row, int64_t 
 
 // Models and blocks.
 
-MP_API int64_t mp_model_new(int64_t max_rows, int64_t max_logit_rows, int64_t num_blocks) {
+MP_API int64_t mp_model_new(int64_t max_rows, int64_t max_logit_rows, int64_t num_blocks, int64_t cache_format) {
   return guarded([&] {
     if (max_rows < 1 || max_logit_rows < 1 || num_blocks < 1) throw std::invalid_argument("limits must be positive");
-    return Registry::instance().add(std::make_unique<Model>(Limits{max_rows, max_logit_rows, num_blocks, kLanes}));
+    const Limits limits{max_rows, max_logit_rows, num_blocks, kLanes};
+    return Registry::instance().add(std::make_unique<Model>(limits, checked_float(cache_format)));
   });
 }
 
@@ -130,7 +131,7 @@ MP_API int64_t mp_block_new(int64_t model, const int64_t* shape, const double* r
         throw std::invalid_argument("the heads must be a multiple of the kv heads");
       if (heads.rotary_dim < 0 || heads.rotary_dim > heads.head_dim || heads.rotary_dim % 2 != 0)
         throw std::invalid_argument("the rotary dimension must be even and at most the head dimension");
-      block->cache = std::make_unique<LayerCache>(heads, block->model->limits.num_blocks);
+      block->cache = std::make_unique<LayerCache>(heads, block->model->limits.num_blocks, block->model->cache_format);
     }
     return Registry::instance().add(std::move(block));
   });

@@ -45,9 +45,10 @@ struct Block {
 
 class Model {
  public:
-  explicit Model(const Limits& limits) : limits(limits) {}
+  Model(const Limits& limits, Format cache_format) : limits(limits), cache_format(cache_format) {}
 
   Limits limits;
+  Format cache_format;    // of keys and values
   Step step;
   std::vector<Block*> blocks;
   std::string failure;    // of the current step; its remaining operators then do nothing

@@ -26,8 +26,8 @@ using TileFunction = void (*)(const Tile&);
 struct GatherTile {
   const float* a;
   int64_t a_row;
-  const float* const* blocks;
-  int64_t offset;  // of the first panel in each block
+  const void* const* blocks;
+  int64_t offset;  // of the first panel in each block, in elements
   int64_t k;
   float* c;
   int64_t c_row;
@@ -45,7 +45,7 @@ struct KernelTable {
   int packed_width;   // panels of the tile used with a packed A
   TileFunction tile[kFloatFormats][kTileRows + 1][kTileWidths];  // by rows and log2 of panels; null where registers run out
   TileFunction packed_tile[kTileRows + 1][2];               // float32 panels, packed A; one panel or packed_width
-  GatherFunction gather_tile[kTileRows + 1][kTileWidths];   // float32; by rows and log2 of panels
+  GatherFunction gather_tile[kFloatFormats][kTileRows + 1][kTileWidths];  // by rows and log2 of panels
   void (*unpack[kFloatFormats])(const void* source, int64_t groups, float* out);  // 16 elements a group, to float32
   void (*pack_rows)(const float* a, int64_t a_row, int rows, int64_t k, float* out);  // to [k][rows]
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);

@@ -73,9 +73,10 @@ void tile(const Tile& t) {
       for (int n = 0; n < N; ++n) w_store(t.c + m * t.c_row + p * 16 + n * L, acc[m][p][n]);
 }
 
-template <int M, int P>
+template <Format F, int M, int P>
 void gather_tile(const GatherTile& t) {
   constexpr int N = kRegisters;
+  using E = typename Elements<F>::Type;
   W acc[M][P][N];
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m)
@@ -87,15 +88,15 @@ void gather_tile(const GatherTile& t) {
   const float* a = t.a;
   const int64_t a_row = t.a_row;
   for (int64_t first = 0; first < t.k; first += 16) {
-    const float* b = t.blocks[first / 16] + t.offset;
-    const int64_t ahead = first + 16 < t.k ? t.blocks[first / 16 + 1] + t.offset - b : 0;
+    const E* b = static_cast<const E*>(t.blocks[first / 16]) + t.offset;
+    const int64_t ahead = first + 16 < t.k ? static_cast<const E*>(t.blocks[first / 16 + 1]) + t.offset - b : 0;
     const int64_t rows = t.k - first < 16 ? t.k - first : 16;
     for (int64_t k = 0; k < rows; ++k) {
       W bv[P][N];
 #pragma GCC unroll 16
       for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 16
-        for (int n = 0; n < N; ++n) bv[p][n] = w_load(b + p * 256 + n * L);
+        for (int n = 0; n < N; ++n) bv[p][n] = Elements<F>::load(b + p * 256 + n * L);
         if constexpr (M <= kPrefetchedRows) __builtin_prefetch(b + p * 256 + ahead);
       }
 #pragma GCC unroll 16
@@ -145,9 +146,9 @@ constexpr TileFunction tile_if_fits() {
   return nullptr;
 }
 
-template <int M, int P>
+template <Format F, int M, int P>
 constexpr GatherFunction gather_if_fits() {
-  if constexpr (M <= kRowsOfTile && P <= max_width(M)) return gather_tile<M, P>;
+  if constexpr (M <= kRowsOfTile && P <= max_width(M)) return gather_tile<F, M, P>;
   return nullptr;
 }
 
@@ -157,10 +158,11 @@ constexpr void fill_rows(KernelTable& table) {
   widths[0] = tile_if_fits<F, M, 1>();
   widths[1] = tile_if_fits<F, M, 2>();
   widths[2] = tile_if_fits<F, M, 4>();
+  auto& gather = table.gather_tile[static_cast<int>(F)][M];
+  gather[0] = gather_if_fits<F, M, 1>();
+  gather[1] = gather_if_fits<F, M, 2>();
+  gather[2] = gather_if_fits<F, M, 4>();
   if constexpr (F == Format::float32 && M <= kRowsOfTile) {
-    table.gather_tile[M][0] = gather_if_fits<M, 1>();
-    table.gather_tile[M][1] = gather_if_fits<M, 2>();
-    table.gather_tile[M][2] = gather_if_fits<M, 4>();
     table.packed_tile[M][0] = tile<F, M, 1, true>;
     table.packed_tile[M][1] = tile<F, M, kPackedWidth, true>;
   }

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from daemon.backends.ms import kernels as k
-from daemon.backends.ms.kernels import FloatArray, KernelError, Kernels, pointer
+from daemon.backends.ms.kernels import FORMATS, ISAS, FloatArray, KernelError, Kernels, pointer
 
 BLOCKS = 160
 
@@ -35,11 +35,12 @@ class Layer:
     rotary: int
     slopes: Sequence[float] = ()
     hidden: int = 40
+    kv_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(self.heads * 100 + self.dim)
         width = (self.heads + 2 * self.kv_heads) * self.dim
-        self.model = self.library.new_model(4096, 1, BLOCKS)
+        self.model = self.library.new_model(4096, 1, BLOCKS, kv_dtype=self.kv_dtype)
         numbers = (k.ATTENTION, self.hidden, 0, self.heads, self.kv_heads, self.dim, self.rotary)
         self.block = self.library.new_block(self.model, numbers, 1e-5, 0.5)
         self.norm = rng.standard_normal(self.hidden, dtype=np.float32)
@@ -144,13 +145,26 @@ def test_long_contexts_cross_softmax_chunks(kernels: Kernels) -> None:
     assert np.abs(got - expected).max() <= 2e-5 * np.abs(expected).max()
 
 
-def test_any_chunking_any_isa_any_threads_gives_the_same_bits(kernels: Kernels) -> None:
+@pytest.mark.parametrize(("kv_dtype", "tolerance"), [("bfloat16", 2e-2), ("float16", 2e-3)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_cache_in_half_precision_loses_no_more_than_that(
+    kernels: Kernels, shape: tuple[int, int, int, int, Sequence[float]], kv_dtype: str, tolerance: float
+) -> None:
+    x = inputs(600)
+    with Layer(kernels, *shape, kv_dtype=kv_dtype) as layer:
+        got = layer.step([(x, 0, table(0, 38))])
+        expected = layer.reference(x)
+    assert np.abs(got - expected).max() <= tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("kv_dtype", FORMATS)
+def test_any_chunking_any_isa_any_threads_gives_the_same_bits(kernels: Kernels, kv_dtype: str) -> None:
     x = inputs(1100)
     blocks = table(2, 69)
     other = inputs(90), 0, table(2, 120)[100:]
     results = []
-    with Layer(kernels, 6, 2, 16, 16) as layer:
-        for isa in ("portable", "avx2", "avx512"):
+    with Layer(kernels, 6, 2, 16, 16, kv_dtype=kv_dtype) as layer:
+        for isa in ISAS:
             if not kernels.select_isa(isa):
                 continue
             for threads, cuts in ((1, (0, 1100)), (3, (0, 1, 2, 19, 500, 513, 1024, 1099, 1100))):
@@ -163,9 +177,10 @@ def test_any_chunking_any_isa_any_threads_gives_the_same_bits(kernels: Kernels) 
     assert all(np.array_equal(results[0], result) for result in results)
 
 
-def test_a_copied_block_continues_alike(kernels: Kernels) -> None:
+@pytest.mark.parametrize("kv_dtype", FORMATS)
+def test_a_copied_block_continues_alike(kernels: Kernels, kv_dtype: str) -> None:
     x = inputs(33)
-    with Layer(kernels, 4, 2, 16, 16) as layer:
+    with Layer(kernels, 4, 2, 16, 16, kv_dtype=kv_dtype) as layer:
         whole = layer.step([(x, 0, [0, 1, 2])])
         for src, dst in ((0, 10), (1, 11)):
             kernels.copy_block(layer.model, src, dst)
