@@ -215,6 +215,8 @@ def _make_backend(spec: ModelSpec) -> WorkerBackend:
 
 def _ms_options(options: MsOptions, trust_model_code: bool) -> dict[str, Any]:
     values: dict[str, Any] = {
+        "dtype": options.dtype,
+        "kv_dtype": options.kv_dtype,
         "max_sequences": options.max_sequences,
         "max_rows": options.max_rows,
         "prefill_chunk": options.prefill_chunk,

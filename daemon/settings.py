@@ -35,6 +35,13 @@ class MsOptions(BaseModel):
     kv_cache_mb: int | None = Field(
         None, gt=0, description="KV cache of each model in MiB; by default what memory allows"
     )
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"] = Field(
+        "auto", description="weights in memory; auto is as stored, int8 and int4 quantise while loading"
+    )
+    kv_dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32",
+        description="keys and values in memory; 16 bits hold twice the tokens and lose some accuracy",
+    )
     max_sequences: int = Field(32, gt=0, le=1024, description="sequences computed in one step at most")
     max_rows: int = Field(512, ge=16, le=8192, description="tokens computed in one step at most")
     prefill_chunk: int = Field(

@@ -84,6 +84,6 @@ def _bind(server: Any, options: GrpcOptions) -> int:
         reason = ""
     if port == 0:
         message = f"the gRPC address {host}:{options.port} cannot be had{reason}"
-        hint = "see who has it with: ss -ltnp; or choose another port"
+        hint = "choose another with --grpc-port, 0 takes a free one"
         raise Fault(FaultKind.START_FAILED, message, hint)
     return port

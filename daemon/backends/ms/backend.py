@@ -52,7 +52,9 @@ class MsOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Tokens of one step."""
     max_logit_rows: Positive = 64
     dtype: str = "auto"
-    """Of the weights in memory: ``auto`` (as stored), ``float32``, ``bfloat16`` or ``float16``."""
+    """Of the weights in memory: ``auto`` (as stored), a float type, or ``int8`` or ``int4``: quantised at load."""
+    kv_dtype: str = "float32"
+    """Of keys and values in memory: ``float32``, ``bfloat16`` or ``float16``."""
     trust_model_code: bool = False
     """Run a network file that is not on the list of known ones."""
 
@@ -137,6 +139,7 @@ class MsBackend:
             max_logit_rows=options.max_logit_rows,
             threads=spec.threads,
             dtype=options.dtype,
+            kv_dtype=options.kv_dtype,
         )
         return self._load_runner(spec.path, options=runner_options, progress=progress)
 
@@ -186,7 +189,7 @@ def _context_len(directory: Path, options: MsOptions) -> int:
 
 def _num_blocks(directory: Path, options: MsOptions) -> int:
     """From the options, else from the memory there is. At least one sequence of full length fits."""
-    need = estimate(directory, options.dtype)
+    need = estimate(directory, options.dtype, options.kv_dtype)
     size = RunnerOptions(num_blocks=1).block_size
     least = -(-_context_len(directory, options) // size)
     if options.num_blocks is None and options.kv_cache_bytes is None:
