@@ -56,7 +56,9 @@ class Server:
         return str(reply["generated_text"])
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        response = httpx2.post(self.url.rstrip("/") + path, json=body, timeout=self.timeout)
+        # ``/generate`` has no field for the model.
+        headers = {"X-Model": self.model}
+        response = httpx2.post(self.url.rstrip("/") + path, json=body, headers=headers, timeout=self.timeout)
         response.raise_for_status()
         reply: dict[str, Any] = response.json()
         return reply

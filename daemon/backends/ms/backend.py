@@ -52,7 +52,7 @@ class MsOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Tokens of one step."""
     max_logit_rows: Positive = 64
     dtype: str = "auto"
-    """Of the weights in memory: ``auto`` (as stored), a float type, or ``int8`` or ``int4``: quantised at load."""
+    """Of the weights in memory: ``auto`` (as stored), a float type, or ``int8`` or ``int4``."""
     kv_dtype: str = "float32"
     """Of keys and values in memory: ``float32``, ``bfloat16`` or ``float16``."""
     trust_model_code: bool = False
