@@ -2,67 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
-import re
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from contract.faults import Fault, FaultKind
+from contract.faults import FaultKind
 from contract.generation import (
-    Cancelled,
     Delta,
-    Event,
-    Failed,
     Finished,
-    GenerateRequest,
     Started,
 )
 from daemon.backends.base import TokenEvent
-from daemon.service.daemon_service import DaemonService
-from daemon.service.generate import ServiceLimits
 from daemon.service.tokenizer import TextTokenizer
+from tests.daemon.service.asking import answer, collect, fault_of
 from tests.fakes import (
     BOS_ID,
     CONTROL_TOKENS,
     END_ID,
-    EchoBackend,
     FakeBackends,
     ScriptedBackend,
-    SlowBackend,
     byte_level_tokenizer,
     fake_service,
     request_of,
     sentencepiece_tokenizer,
-    until,
     user,
     write_model,
 )
 
 TOKENIZER = TextTokenizer(byte_level_tokenizer())
-TERMINAL = (Finished, Failed, Cancelled)
-
-
-async def collect(service: DaemonService, request: GenerateRequest) -> list[Event]:
-    events = [event async for event in service.generate(request)]
-    assert isinstance(events[0], Started)
-    assert [isinstance(event, TERMINAL) for event in events].count(True) == 1
-    assert isinstance(events[-1], TERMINAL)
-    return events
-
-
-async def answer(service: DaemonService, request: GenerateRequest) -> tuple[str, Delta]:
-    deltas = [event for event in await collect(service, request) if isinstance(event, Delta)]
-    return "".join(delta.text for delta in deltas), deltas[-1]
-
-
-async def fault_of(service: DaemonService, request: GenerateRequest) -> Fault:
-    with pytest.raises(Fault) as caught:
-        await collect(service, request)
-    return caught.value
 
 
 async def test_a_raw_prompt_comes_back(tmp_path: Path) -> None:
@@ -238,211 +206,4 @@ async def test_n_answers_have_their_own_seed(tmp_path: Path) -> None:
         ("r1-1", 6),
         ("r1-2", 7),
     ]
-    await service.stop(1)
-
-
-@pytest.mark.parametrize("name", ["failing", "crashing"])
-@pytest.mark.parametrize("n", [1, 3])
-async def test_engine_faults_end_the_request(tmp_path: Path, name: str, n: int) -> None:
-    service = await fake_service(tmp_path, (name,))
-    last = (await collect(service, request_of("hello", n=n)))[-1]
-    assert isinstance(last, Failed)
-    assert last.fault["kind"] in {"out_of_memory", "model_crashed"}
-    await service.stop(1)
-
-
-async def test_an_engine_that_just_ends_is_a_fault(tmp_path: Path) -> None:
-    backends = FakeBackends({"echo": lambda: ScriptedBackend([TokenEvent([50])])})
-    service = await fake_service(tmp_path, backends=backends)
-    last = (await collect(service, request_of("hello")))[-1]
-    assert isinstance(last, Failed)
-    assert last.fault["kind"] == "internal"
-    await service.stop(1)
-
-
-async def test_closing_at_any_event_cancels_in_the_engine(tmp_path: Path) -> None:
-    for events in range(6):
-        backends = FakeBackends()
-        service = await fake_service(tmp_path / str(events), ("slow",), backends=backends)
-        slow = backends.last("slow")
-        assert isinstance(slow, SlowBackend)
-        slow.allow(events)
-        stream = service.generate(request_of("one two three four"))
-        for _ in range(events):
-            await anext(stream)
-        await stream.aclose()
-        assert slow.running == 0
-        assert len(slow.closed) == len(slow.requests)
-        page, _ = await service.metrics_page()
-        cancelled = b'mindport_requests_total{dialect="mindie",fault="",model="slow",outcome="cancelled",'
-        assert (cancelled in page) == (events > 0)
-        await service.stop(1)
-
-
-async def test_cancelling_the_reader_cancels_in_the_engine(tmp_path: Path) -> None:
-    backends = FakeBackends()
-    service = await fake_service(tmp_path, ("slow",), backends=backends)
-    task = asyncio.create_task(collect(service, request_of("hello there")))
-    slow = backends.last("slow")
-    await until(lambda: slow.running > 0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    await until(lambda: slow.running == 0)
-    await service.stop(1)
-
-
-async def test_cancel_by_id(tmp_path: Path) -> None:
-    backends = FakeBackends()
-    limits = ServiceLimits(max_running=1)
-    service = await fake_service(tmp_path, ("slow",), backends=backends, limits=limits)
-    tasks = [
-        asyncio.create_task(collect(service, request_of("hi", request_id=one))) for one in ("a", "b", "a")
-    ]
-    await until(lambda: backends.last("slow").running > 0)
-    assert await service.cancel("a")
-    assert not await service.cancel("nobody")
-    assert isinstance((await tasks[0])[-1], Cancelled)
-    assert isinstance((await tasks[2])[-1], Cancelled)
-    slow = backends.last("slow")
-    assert isinstance(slow, SlowBackend)
-    slow.allow(10)
-    assert isinstance((await tasks[1])[-1], Finished)
-    assert [one.request_id for one in slow.requests] == ["a", "b"]
-    await service.stop(1)
-
-
-async def test_cancel_before_the_first_step(tmp_path: Path) -> None:
-    service = await fake_service(tmp_path)
-    stream = service.generate(request_of("hi", sampling={"prompt_logprobs": 0}))
-    first = asyncio.ensure_future(anext(stream))
-    await asyncio.sleep(0)
-    assert await service.cancel("r1")
-    assert isinstance(await first, Started)
-    assert isinstance(await anext(stream), Cancelled)
-    await stream.aclose()
-    await service.stop(1)
-
-
-async def test_ids_in_flight_are_unique(tmp_path: Path) -> None:
-    backends = FakeBackends()
-    service = await fake_service(tmp_path, backends=backends)
-    await asyncio.gather(*(collect(service, request_of("hi")) for _ in range(3)))
-    ids = [one.request_id for one in backends.last("echo").requests]
-    assert len(set(ids)) == 3
-    await service.stop(1)
-
-
-async def test_overload_and_priority(tmp_path: Path) -> None:
-    backends = FakeBackends()
-    limits = ServiceLimits(max_running=1, max_waiting=2)
-    service = await fake_service(tmp_path, ("slow",), backends=backends, limits=limits)
-    wanted = [("first", 0), ("late", 1), ("urgent", -1)]
-    tasks = []
-    for name, priority in wanted:
-        tasks.append(
-            asyncio.create_task(collect(service, request_of("x", request_id=name, priority=priority)))
-        )
-        await asyncio.sleep(0.01)
-    fault = await fault_of(service, request_of("x"))
-    assert fault.kind is FaultKind.OVERLOADED
-    slow = backends.last("slow")
-    assert isinstance(slow, SlowBackend)
-    slow.allow(100)
-    await asyncio.gather(*tasks)
-    assert [one.request_id for one in slow.requests] == ["first", "urgent", "late"]
-    await service.stop(1)
-
-
-async def test_timeouts_count_the_queue(tmp_path: Path) -> None:
-    limits = ServiceLimits(max_running=1)
-    service = await fake_service(tmp_path, ("slow",), limits=limits)
-    both = await asyncio.gather(*(collect(service, request_of("x", timeout_s=0.02)) for _ in range(2)))
-    for events in both:
-        assert isinstance(events[-1], Failed)
-        assert events[-1].fault["kind"] == "timeout"
-    await service.stop(1)
-
-
-async def test_stopping_refuses_and_drains(tmp_path: Path) -> None:
-    backends = FakeBackends()
-    service = await fake_service(tmp_path, ("slow",), backends=backends)
-    assert service.ready()
-    task = asyncio.create_task(collect(service, request_of("x")))
-    slow = backends.last("slow")
-    await until(lambda: slow.running > 0)
-    stop = asyncio.create_task(service.stop(5))
-    await asyncio.sleep(0)
-    assert not service.ready()
-    assert service.live()
-    assert (await fault_of(service, request_of("y"))).kind is FaultKind.NOT_READY
-    assert isinstance(slow, SlowBackend)
-    slow.allow(5)
-    await stop
-    assert isinstance((await task)[-1], Finished)
-    assert slow.unloaded
-
-
-async def test_stop_cuts_off_what_does_not_end_and_says_so(tmp_path: Path) -> None:
-    backends = FakeBackends()
-    service = await fake_service(tmp_path, ("slow",), backends=backends)
-    task = asyncio.create_task(collect(service, request_of("x")))
-    await until(lambda: backends.last("slow").running > 0)
-    await service.stop(0.01)
-    last = (await task)[-1]
-    assert isinstance(last, Failed)
-    assert (last.fault["kind"], last.fault["message"]) == (
-        "not_ready",
-        "the daemon stopped before the answer was complete",
-    )
-
-
-class FlakyBackend(EchoBackend):
-    """Any step may fail, take a while, or bring down the worker's answer."""
-
-    chance = random.Random(11)
-
-    async def step(self) -> None:
-        luck = self.chance.random()
-        if luck < 0.03:
-            raise Fault(FaultKind.OUT_OF_MEMORY, "unlucky")
-        if luck < 0.05:
-            raise ValueError("a defect")
-        await asyncio.sleep(0.001 if luck < 0.3 else 0)
-
-
-async def test_every_request_ends_once_whatever_happens(tmp_path: Path) -> None:
-    chance = random.Random(5)
-    backends = FakeBackends({"echo": FlakyBackend})
-    limits = ServiceLimits(max_running=4, max_waiting=8)
-    service = await fake_service(tmp_path, backends=backends, limits=limits)
-
-    async def one(number: int) -> str:
-        await asyncio.sleep(chance.random() * 0.05)
-        request = request_of("one two three four", request_id=str(number % 7), n=chance.choice([1, 1, 3]))
-        patience = chance.randrange(40)
-        stream = service.generate(request)
-        seen: list[Event] = []
-        try:
-            async for event in stream:
-                assert not any(isinstance(old, TERMINAL) for old in seen)
-                seen.append(event)
-                if len(seen) > patience:
-                    await stream.aclose()
-                    return "left"
-        except Fault as fault:
-            assert not seen
-            return fault.kind.value
-        if chance.random() < 0.1:
-            await service.cancel(str(number % 7))
-        assert isinstance(seen[-1], TERMINAL)
-        return type(seen[-1]).__name__
-
-    ways = Counter(await asyncio.gather(*(one(number) for number in range(200))))
-    assert {"Finished", "Failed", "left", "overloaded"} <= set(ways)
-    assert backends.last("echo").running == 0
-    page, _ = await service.metrics_page()
-    ended = re.findall(rb"^mindport_requests_total{.*} (\S+)$", page, re.MULTILINE)
-    assert sum(map(float, ended)) == 200
-    assert b'num_requests_waiting{model_name="echo",version="1"} 0.0' in page
     await service.stop(1)
