@@ -1,0 +1,1 @@
+"""What the README claims about speed, measured again by one command: ``bash scripts/bench``."""
