@@ -74,10 +74,16 @@ def read_serving(directory: Path) -> Serving:
     if "serving" not in config:
         hint = "package it with: builder package --model FOLDER"
         raise Fault(FaultKind.INVALID_MODEL, f'{path} has no block "serving"', hint)
+    return parse_serving(config["serving"], directory)
+
+
+def parse_serving(block: Any, directory: Path) -> Serving:
+    """A serving block as read from the config.json of ``directory``. Raises ``Fault``."""
     try:
-        serving = msgspec.convert(config["serving"], Serving)
+        serving = msgspec.convert(block, Serving)
     except msgspec.ValidationError as error:
-        raise Fault(FaultKind.INVALID_MODEL, f'{path}, block "serving": {error}') from None
+        message = f'{directory / "config.json"}, block "serving": {error}'
+        raise Fault(FaultKind.INVALID_MODEL, message, "package the model again") from None
     if serving.format_version > FORMAT_VERSION:
         message = (
             f"{directory} has format version {serving.format_version}; this MindPort reads {FORMAT_VERSION}"

@@ -11,10 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from contract.faults import Fault, FaultKind
-from contract.serving import FORMAT_VERSION, Serving, read_config
+from contract.serving import Serving, parse_serving, read_config
 from daemon.repository.triton_config import backend_of
 
 _VERSION = re.compile(r"[1-9][0-9]*\Z")
@@ -118,17 +116,7 @@ def read_backend_and_serving(directory: Path) -> tuple[str, Serving | None]:
 def _convert(directory: Path, block: Any, declared: str) -> Serving:
     if isinstance(block, dict) and "backend" not in block and declared:
         block = {**block, "backend": declared}
-    try:
-        serving = msgspec.convert(block, Serving)
-    except msgspec.ValidationError as error:
-        message = f'{directory / "config.json"}, block "serving": {error}'
-        raise Fault(FaultKind.INVALID_MODEL, message, "package the model again") from None
-    if serving.format_version > FORMAT_VERSION:
-        message = (
-            f"{directory} has format version {serving.format_version}; this MindPort reads {FORMAT_VERSION}"
-        )
-        raise Fault(FaultKind.INVALID_MODEL, message, "upgrade MindPort, or package the model again")
-    return serving
+    return parse_serving(block, directory)
 
 
 def _broken(folder: Path, version: str, fault: Fault) -> VersionOnDisk:
