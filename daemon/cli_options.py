@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from daemon.settings import Settings
-from daemon.settings_sources import env_name, is_list, resolve, setting_names
+from daemon.settings_sources import env_name, flag_name, is_list, resolve, setting_names
 
 STATE_SETTINGS = ("state_dir", "management_port")
 """What names a running daemon."""
@@ -45,7 +45,7 @@ def _parameter(name: str) -> str:
 
 
 def _option(name: str, field: Any) -> Callable[[Any], Any]:
-    flag = "--" + name.replace("_", "-").replace(".", "-")
+    flag = flag_name(name)
     text = f"{field.description[0].upper()}{field.description[1:]}. [{env_name(name)}{_default(field)}]"
     if field.annotation is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", _parameter(name), default=None, help=text)

@@ -59,7 +59,7 @@ def resolve(
     for name, (variable, text) in _environment(environ or os.environ, problems).items():
         _merge(values, origins, {name: text}, variable)
     for name, value in flags.items():
-        _merge(values, origins, {name: value}, _flag_name(name))
+        _merge(values, origins, {name: value}, flag_name(name))
     settings = _validate(values, origins, problems)
     if problems or settings is None:
         raise fault_of_problems(FaultKind.INVALID_CONFIG, "the settings", problems)
@@ -87,7 +87,8 @@ def env_name(name: str) -> str:
     return ENV_PREFIX + name.upper().replace(".", "__")
 
 
-def _flag_name(name: str) -> str:
+def flag_name(name: str) -> str:
+    """The command line flag of a setting."""
     return "--" + name.replace("_", "-").replace(".", "-")
 
 

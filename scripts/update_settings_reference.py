@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from generated import between, table, translate, write_or_check
 
-from daemon.settings_sources import env_name, setting_names
+from daemon.settings_sources import env_name, flag_name, setting_names
 
 HEADER = """\
 # Settings of the MindPort daemon; written by scripts/update_settings_reference.py from daemon/settings.py.
@@ -47,7 +47,7 @@ def rows(words: dict[str, str] | None) -> list[list[str]]:
     for name, field in setting_names().items():
         text = words[field.description] if words else field.description
         default = default_of(field)
-        flag = "--" + name.replace("_", "-").replace(".", "-")
+        flag = flag_name(name)
         shown = "" if default in (None, []) else f"`{json.dumps(default)}`"
         found.append([f"`{name}`", f"`{flag}`", f"`{env_name(name)}`", shown, text + _choices(field)])
     return found
