@@ -14,7 +14,7 @@ _BITS = {"float32": 32.0, "bfloat16": 16.0, "int8": 8.25, "int4": 4.5}
 _PACKAGE = {
     "float32": ["--link"],
     "bfloat16": ["--dtype", "bfloat16"],
-    # The embedding, which is the tied head too, is not quantised: it gets the dtype that publishers use.
+    # The embedding, which is the tied head too, is not quantized: it gets the dtype that publishers use.
     "int8": ["--quantize", "int8", "--dtype", "bfloat16"],
     "int4": ["--quantize", "int4", "--dtype", "bfloat16"],
 }

@@ -56,7 +56,7 @@ def check_directory(directory: Path, budget: Budget, as_json: bool) -> None:
     say(f"{found.path} is sound ({len(found.manifest.files)} files; weights checked by header and size)")
     quantization = read_quantization(found.config)
     if quantization is not None:
-        say(f"quantised  {quantization}")
+        say(f"quantized  {quantization}")
     for line in foreseen.lines() if foreseen else ():
         say(line)
     remark(f"hint: builder verify {found.path} also reads the weights")

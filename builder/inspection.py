@@ -61,7 +61,7 @@ def print_inspection(found: dict[str, Any]) -> None:
     for name, value in lines.items():
         say(f"{name:11}{value}")
     if "quantization_config" in found["architecture"]:
-        say(f"quantised  {read_quantization(found['architecture'])}")
+        say(f"quantized  {read_quantization(found['architecture'])}")
     for note in provenance.get("notes", []):
         say(f"note       {note}")
     say("files")

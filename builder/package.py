@@ -51,7 +51,7 @@ class Result:
     """The version's folder; for a dry run the one it would be."""
     manifest: Manifest | None
     errors: Mapping[str, float] = field(default_factory=dict)
-    """Quantised layer -> its relative error, when it was quantised just now."""
+    """Quantized layer -> its relative error, when it was quantized just now."""
 
 
 def package(order: Order, progress: Progress, cache: DigestCache | None = None) -> Result:

@@ -141,8 +141,8 @@ def _quantization(inputs: Inputs, options: Options) -> Quantization | None:
     if options.quantize is None:
         return inputs.quantization
     if inputs.quantization is not None:
-        message = f"the weights of {inputs.recipe.name} are quantised already: {inputs.quantization}"
-        raise Fault(FaultKind.UNSUPPORTED, message, "leave out --quantize, or take unquantised weights")
+        message = f"the weights of {inputs.recipe.name} are quantized already: {inputs.quantization}"
+        raise Fault(FaultKind.UNSUPPORTED, message, "leave out --quantize, or take unquantized weights")
     return plan_quantization(options.quantize, options.group_size, inputs.family, inputs.architecture.values)
 
 
@@ -202,7 +202,7 @@ def _change_notes(
     if quantization is None:
         return notes
     kept = [name for name, _ in linear if name in quantization.ignore]
-    rest = f"; not quantised: {', '.join(kept)}" if kept else ""
+    rest = f"; not quantized: {', '.join(kept)}" if kept else ""
     return [*notes, f"weights: {quantization}{rest}"]
 
 

@@ -86,7 +86,7 @@ class Quantization:
 def plan_quantization(
     method: str, group: int | None, family: Family, config: Mapping[str, Any]
 ) -> Quantization:
-    """Which layers are quantised: all that the group divides; the head at 8 bits only.
+    """Which layers are quantized: all that the group divides; the head at 8 bits only.
 
     At 4 bits the head loses most of all layers, and published checkpoints leave it as it is.
     """
@@ -125,8 +125,8 @@ def read_quantization(config: Mapping[str, Any], where: str = "config.json") -> 
         fine = False
     if not fine:
         method = block.get("quant_method") if isinstance(block, Mapping) else block
-        message = f"{where} has quantised weights of a form that MindPort does not read ({method})"
-        hint = "take the publisher's unquantised weights, and quantise them with: --quantize int4"
+        message = f"{where} has quantized weights of a form that MindPort does not read ({method})"
+        hint = "take the publisher's unquantized weights, and quantize them with: --quantize int4"
         raise Fault(FaultKind.UNSUPPORTED, message, hint)
     return Quantization(bits, group, tuple(block.get("ignore") or ()))
 
@@ -144,7 +144,7 @@ def parameter_count(family: Family, config: Mapping[str, Any]) -> int:
 
 
 def expected_tensors(family: Family, config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every tensor of a checkpoint, quantised or not. Raises ``Fault``."""
+    """Name and shape of every tensor of a checkpoint, quantized or not. Raises ``Fault``."""
     quantization = read_quantization(config)
     chosen = quantized_modules(quantization, family, config) if quantization else frozenset()
     for name, shape in family.expected_tensors(config):

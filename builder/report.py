@@ -64,7 +64,7 @@ def package_dict(result: Result) -> dict[str, Any]:
 
 
 def worst_layers(errors: Mapping[str, float]) -> list[tuple[str, float]]:
-    """The layers that quantisation changed most, and by how much relative to their weights."""
+    """The layers that quantization changed most, and by how much relative to their weights."""
     return sorted(errors.items(), key=lambda item: (-item[1], item[0]))[:_WORST]
 
 
@@ -110,7 +110,7 @@ def print_package(result: Result, quiet: bool) -> None:
     )
     if result.errors and not quiet:
         worst = ", ".join(f"{name} {error:.2%}" for name, error in worst_layers(result.errors)[:3])
-        remark(f"quantised {len(result.errors)} layers; changed most: {worst}")
+        remark(f"quantized {len(result.errors)} layers; changed most: {worst}")
     if open_entries and not quiet:
         remark(f"not hashed: {', '.join(open_entries)} (linked without reading)")
         remark(f"hint: builder verify --hash {result.path}")
@@ -147,6 +147,6 @@ def print_check(inputs: Inputs, foreseen: Forecast) -> None:
     say(f"tokenizer  {inputs.locations.tokenizer}, {inputs.tokenizer.pieces} tokens")
     say(f"tensors    {len(inputs.weights.tensors)} in {len(inputs.weights.files)} files ({dtypes})")
     if inputs.quantization is not None:
-        say(f"quantised  {inputs.quantization}")
+        say(f"quantized  {inputs.quantization}")
     for line in foreseen.lines():
         say(line)

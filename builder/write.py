@@ -57,7 +57,7 @@ class Written:
     path: Path
     manifest: Manifest
     errors: Mapping[str, float]
-    """Quantised layer -> its relative error."""
+    """Quantized layer -> its relative error."""
 
 
 def write(plan: Plan, target: Target, cache: DigestCache, progress: Progress) -> Written:

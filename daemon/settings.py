@@ -36,7 +36,7 @@ class MsOptions(BaseModel):
         None, gt=0, description="KV cache of each model in MiB; by default what memory allows"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"] = Field(
-        "auto", description="weights in memory; auto is as stored, int8 and int4 quantise while loading"
+        "auto", description="weights in memory; auto is as stored, int8 and int4 quantize while loading"
     )
     kv_dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32",

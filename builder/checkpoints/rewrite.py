@@ -1,4 +1,4 @@
-"""Writes a weight file anew from the publisher's: matrices quantised, other tensors converted, some left out.
+"""Writes a weight file anew from the publisher's: matrices quantized, other tensors converted, some left out.
 
 The publisher's file is read once, from front to back, through a buffer of rows; every result goes to its
 place in the new file, where all places are known beforehand. The new file is hashed when it is whole.
@@ -39,7 +39,7 @@ class Changes:
     """For float tensors, by its config.json name."""
     quantization: Quantization | None = None
     modules: frozenset[str] = frozenset()
-    """Linear layers to quantise."""
+    """Linear layers to quantize."""
     left_out: frozenset[str] = frozenset()
     """Tensors that the model does not have."""
 
@@ -83,7 +83,7 @@ def rewrite(weights: PlannedWeights, folder: Path, carrier: Carrier) -> Transfer
     with source.open("rb", buffering=0) as reader, target.open("xb", buffering=0) as writer:
         os.ftruncate(writer.fileno(), after.size)
         _write_at(writer.fileno(), 0, write_header(list(after.tensors), after.metadata))
-        with ThreadPoolExecutor(threads, "quantise") as pool:
+        with ThreadPoolExecutor(threads, "quantize") as pool:
             work = _Work(weights, (reader.fileno(), writer.fileno()), carrier, pool)
             work.read(before.data_start)
             for tensor in before.tensors:

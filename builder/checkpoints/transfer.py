@@ -47,7 +47,7 @@ class Transferred:
     written: FileEntry
     source: FileEntry
     errors: Mapping[str, float] = field(default_factory=dict)
-    """Of quantised layers: root of squared error over squared weights."""
+    """Of quantized layers: root of squared error over squared weights."""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class TensorRule:
     when: str | None = None
     """Present only when this config key is true."""
     linear: bool = False
-    """The matrix of a linear layer: what quantisation is for."""
+    """The matrix of a linear layer: what quantization is for."""
 
 
 @dataclass(frozen=True)

@@ -108,20 +108,20 @@ def test_every_tensor_is_aligned_and_typed(builder: Builder, folder: Path) -> No
 def test_commands_know_it(builder: Builder, folder: Path) -> None:
     place = quantize(builder, folder, "int4")["path"]
     assert builder("verify", place).code == 0
-    assert "quantised  int4 in groups of 32" in builder("check", place).out
-    assert "quantised  int4 in groups of 32" in builder("inspect", place).out
+    assert "quantized  int4 in groups of 32" in builder("check", place).out
+    assert "quantized  int4 in groups of 32" in builder("inspect", place).out
     plain = sum(values.size for values in load_file(folder / "model.safetensors").values())
     assert builder("inspect", place, "--json").json()["parameters"] == plain
     card = (Path(place) / "README.md").read_text()
     assert "int4 in groups of 32" in card
-    assert "not quantised: lm_head" in card
+    assert "not quantized: lm_head" in card
     run = builder("package", "--model", folder, "--out", folder.parent / "out", "--quantize", "int4")
     assert run.out.startswith("already built")
 
 
 def test_people_see_the_worst_layers(builder: Builder, folder: Path) -> None:
     run = builder("package", "--model", folder, "--out", folder.parent / "out", "--quantize", "int4")
-    assert "quantised 14 layers; changed most: model.layers." in run.err
+    assert "quantized 14 layers; changed most: model.layers." in run.err
 
 
 def test_same_inputs_same_bytes_whatever_the_buffers(
@@ -147,7 +147,7 @@ def test_what_the_group_does_not_divide_stays(builder: Builder, folder: Path) ->
     result = quantize(builder, folder, "int8")
     kept = [f"model.layers.{layer}.mlp.down_proj" for layer in range(2)]
     assert result["quantization"]["ignore"] == kept
-    assert any("not quantised" in note and kept[1] in note for note in result["notes"])
+    assert any("not quantized" in note and kept[1] in note for note in result["notes"])
     assert builder("check", result["path"]).code == 0
     assert f"{kept[0]}.weight" in load_file(Path(result["path"]) / "model.safetensors")
 
@@ -156,14 +156,14 @@ def test_a_tied_head_is_named_for_other_engines() -> None:
     assert plan_quantization("int8", 32, FAMILIES["qwen2"], QWEN).ignore == (HEAD,)
 
 
-def test_the_embedding_and_the_norms_are_never_quantised() -> None:
+def test_the_embedding_and_the_norms_are_never_quantized() -> None:
     for name, config in (("llama", LLAMA3), ("qwen2", QWEN)):
         modules = dict(FAMILIES[name].linear_modules(config))
         assert not any("embed" in module or "norm" in module for module in modules)
         assert len(modules) == 14 + (not config["tie_word_embeddings"])
 
 
-def test_nothing_to_quantise() -> None:
+def test_nothing_to_quantize() -> None:
     with pytest.raises(Fault, match="groups of 128 divide"):
         plan_quantization("int4", 128, FAMILIES["llama"], LLAMA3)
 
@@ -181,7 +181,7 @@ def test_what_is_no_number_is_refused_by_name(builder: Builder, folder: Path, va
     assert not out.exists()
 
 
-def test_quantised_folders_are_packaged_as_they_are(builder: Builder, folder: Path, tmp_path: Path) -> None:
+def test_quantized_folders_are_packaged_as_they_are(builder: Builder, folder: Path, tmp_path: Path) -> None:
     place = Path(quantize(builder, folder, "int4")["path"])
     config = json.loads((place / "config.json").read_text())
     del config["serving"]
@@ -198,7 +198,7 @@ def test_quantised_folders_are_packaged_as_they_are(builder: Builder, folder: Pa
     assert builder("check", again).code == 0
     twice = builder("package", "--model", published, "--quantize", "int8", "--out", tmp_path / "no")
     assert twice.code == 2
-    assert "quantised already" in twice.err
+    assert "quantized already" in twice.err
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import numpy as np
 from mindspore import nn, ops
 
 from daemon.backends.ms import kernels as k
-from daemon.backends.ms.quantisation import Formats
+from daemon.backends.ms.quantization import Formats
 from daemon.backends.ms.shape import DecoderShape
 from daemon.backends.ms.weights import Slot, Tensor, WeightPlan
 

@@ -32,7 +32,7 @@ from daemon.backends.ms.kernels import (
     KernelError,
     Kernels,
 )
-from daemon.backends.ms.quantisation import Formats
+from daemon.backends.ms.quantization import Formats
 from daemon.backends.ms.segments import Segment
 from daemon.backends.ms.shape import DecoderShape
 from daemon.backends.ms.weights import WeightLoader
@@ -58,7 +58,7 @@ class RunnerOptions:
     """Threads of the kernels; 0: as many as the process may use processors."""
     dtype: str = "auto"
     """Of the packed weights: ``auto`` (as stored), ``float32``, ``bfloat16`` or ``float16``; ``int8`` or
-    ``int4`` round the linear layers of a float checkpoint. What is stored quantised stays so."""
+    ``int4`` round the linear layers of a float checkpoint. What is stored quantized stays so."""
     kv_dtype: str = "float32"
     """Of cached keys and values: ``float32``, or ``bfloat16`` or ``float16`` in half the memory."""
     block_size: int = PANEL_ROWS

@@ -19,7 +19,7 @@ from contract.faults import Fault, FaultKind
 from contract.serving import read_config
 from daemon.backends.ms.checkpoint import Checkpoint, StoredTensor, some
 from daemon.backends.ms.kernels import FORMAT_BYTES, PANEL_ROWS, Kernels, pointer
-from daemon.backends.ms.quantisation import (
+from daemon.backends.ms.quantization import (
     PACKED,
     SCALE,
     SHAPE,
@@ -117,7 +117,7 @@ def _expected_shape(tensor: Tensor, slots: Mapping[str, Slot]) -> tuple[int, ...
 def _check_packed(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], scheme: Scheme) -> None:
     rows, cols = shape if len(shape) == 2 else (*shape, 1)
     if len(shape) != 2:
-        raise Fault(FaultKind.INVALID_MODEL, f"{name + PACKED} is quantised; vectors must be floats")
+        raise Fault(FaultKind.INVALID_MODEL, f"{name + PACKED} is quantized; vectors must be floats")
     stored = checkpoint.tensors
     _check_stored(stored[name + PACKED], name + PACKED, (rows, scheme.words(cols)), ("int32",))
     _check_stored(stored[name + SCALE], name + SCALE, (rows, scheme.groups(cols)), FORMAT_BYTES)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from daemon.backends.ms.kernels import FORMATS, ISAS, FloatArray, KernelError, Kernels, Whole, pointer
-from tests.daemon.backends.ms.quantised import dequantise, pack, quantise
+from tests.daemon.backends.ms.quantized import dequantize, pack, quantize
 
 fast = settings(
     max_examples=25,
@@ -40,7 +40,7 @@ class Packed:
 
     def __init__(self, kernels: Kernels, weights: FloatArray, bits: int, group: int) -> None:
         self.kernels, self.group, self.rows = kernels, group, weights.shape[0]
-        self.whole, self.scales = quantise(weights, bits, group)
+        self.whole, self.scales = quantize(weights, bits, group)
         dtype = Whole(f"int{bits}", group, "float16")
         self.handle = kernels.new_whole_matrix(self.rows, weights.shape[1], dtype)
         assert self.put(pack(self.whole, bits), self.scales) == 0
@@ -97,7 +97,7 @@ CASES = st.builds(
 def test_the_product_is_of_exact_integers(kernels: Kernels, case: Case) -> None:
     weights, a = normal(case.seed, case.n, case.k), normal(case.seed + 1, case.m, case.k)
     with Packed(kernels, weights, case.bits, case.group) as matrix:
-        weights = dequantise(matrix.whole, matrix.scales, case.group)
+        weights = dequantize(matrix.whole, matrix.scales, case.group)
         bound = np.abs(a).astype(np.float64) @ np.abs(weights).T
         # An activation halfway between two steps may go either way in the last bit of float32.
         step = np.abs(a).max() / 127 * np.abs(weights).max()

@@ -22,15 +22,15 @@ GROUPS = (32, 64, 128)
 """Columns of a row that may share a scale."""
 _ROUNDED = {"int8": Whole("int8", 64, "bfloat16"), "int4": Whole("int4", 32, "bfloat16")}
 _REMEDY = (
-    "quantise the model again with symmetric integers of 4 or 8 bits in groups of 32, 64 or 128, without "
+    "quantize the model again with symmetric integers of 4 or 8 bits in groups of 32, 64 or 128, without "
     "activation ordering (compressed-tensors, pack-quantized), or serve the float checkpoint"
 )
-_FOREIGN = {"_g_idx": "was quantised with activation ordering", "_zero_point": "was quantised asymmetrically"}
+_FOREIGN = {"_g_idx": "was quantized with activation ordering", "_zero_point": "was quantized asymmetrically"}
 
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """How the quantised tensors of a checkpoint are to be read."""
+    """How the quantized tensors of a checkpoint are to be read."""
 
     bits: int
     group: int
@@ -45,7 +45,7 @@ class Scheme:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Scheme | None:
-        """What config.json says; ``None``: nothing is quantised. Raises ``Fault`` for what is not served."""
+        """What config.json says; ``None``: nothing is quantized. Raises ``Fault`` for what is not served."""
         found = config.get("quantization_config")
         if found is None:
             return None
@@ -86,7 +86,7 @@ def _mapping(value: Any, where: str) -> Mapping[str, Any]:
 
 
 def _unsupported(what: str) -> Fault:
-    message = f"config.json describes a quantisation that the CPU engine does not serve: {what}"
+    message = f"config.json describes a quantization that the CPU engine does not serve: {what}"
     return Fault(FaultKind.INVALID_MODEL, message, _REMEDY)
 
 
@@ -113,12 +113,12 @@ def check_foreign(checkpoint: Checkpoint) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Formats:
-    """In which format each matrix of a model is kept. What the checkpoint has quantised stays as it is."""
+    """In which format each matrix of a model is kept. What the checkpoint has quantized stays as it is."""
 
     checkpoint: Checkpoint
     scheme: Scheme | None
     floats: str
-    """Of matrices that are not quantised."""
+    """Of matrices that are not quantized."""
     rounded: str | None = None
     """``int8`` or ``int4``: what the linear layers of a float checkpoint are rounded to."""
 
@@ -146,8 +146,8 @@ class Formats:
         if self.scheme is not None and packed:
             plain = [name for name in names if name in self.checkpoint.tensors]
             if plain:
-                message = f"{packed[0]} is quantised and {plain[0]} is not; they are computed together"
-                raise Fault(FaultKind.INVALID_MODEL, message, "quantise both, or neither")
+                message = f"{packed[0]} is quantized and {plain[0]} is not; they are computed together"
+                raise Fault(FaultKind.INVALID_MODEL, message, "quantize both, or neither")
             scale = self.checkpoint.tensors.get(packed[0] + SCALE)
             scales = scale.dtype if scale is not None and scale.is_float else "float32"
             return Whole(f"int{self.scheme.bits}", self.scheme.group, scales)

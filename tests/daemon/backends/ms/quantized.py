@@ -1,4 +1,4 @@
-"""Quantised weights and their published layout in plain NumPy, for the tests of the engine."""
+"""Quantized weights and their published layout in plain NumPy, for the tests of the engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FloatArray = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
 
 
-def quantise(weights: FloatArray, bits: int, group: int) -> tuple[npt.NDArray[np.int64], FloatArray]:
+def quantize(weights: FloatArray, bits: int, group: int) -> tuple[npt.NDArray[np.int64], FloatArray]:
     """Whole numbers and float16-exact scales [rows, groups], rounded to nearest, symmetric."""
     rows, cols = weights.shape
     padded = np.zeros((rows, -(-cols // group) * group), np.float32)
@@ -28,7 +28,7 @@ def quantise(weights: FloatArray, bits: int, group: int) -> tuple[npt.NDArray[np
     return whole.reshape(rows, -1)[:, :cols].astype(np.int64), scales
 
 
-def dequantise(whole: npt.NDArray[np.int64], scales: FloatArray, group: int) -> FloatArray:
+def dequantize(whole: npt.NDArray[np.int64], scales: FloatArray, group: int) -> FloatArray:
     """The matrix that the whole numbers stand for."""
     spread = np.repeat(scales, group, axis=1)[:, : whole.shape[1]]
     return (whole * spread).astype(np.float32)
@@ -61,7 +61,7 @@ def is_linear(name: str) -> bool:
     return name.endswith(".weight") and "norm" not in name and "embed" not in name and "ln_f" not in name
 
 
-def quantised_tensors(weights: Weights, bits: int, group: int) -> tuple[dict[str, Array], Weights]:
+def quantized_tensors(weights: Weights, bits: int, group: int) -> tuple[dict[str, Array], Weights]:
     """The tensors of a checkpoint, and the float weights they stand for."""
     tensors: dict[str, Array] = {}
     exact: Weights = {}
@@ -69,11 +69,11 @@ def quantised_tensors(weights: Weights, bits: int, group: int) -> tuple[dict[str
         if not is_linear(name):
             tensors[name] = exact[name] = values
             continue
-        whole, scales = quantise(values, bits, group)
+        whole, scales = quantize(values, bits, group)
         tensors[f"{name}_packed"] = pack(whole, bits)
         tensors[f"{name}_scale"] = scales.astype(np.float16)
         tensors[f"{name}_shape"] = np.array(values.shape, np.int64)
-        exact[name] = dequantise(whole, scales, group)
+        exact[name] = dequantize(whole, scales, group)
     return tensors, exact
 
 
@@ -94,9 +94,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Array]) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
-def write_quantised(folder: Path, weights: Weights, bits: int, group: int) -> Weights:
+def write_quantized(folder: Path, weights: Weights, bits: int, group: int) -> Weights:
     """A whole model directory; returns the float weights it stands for."""
-    tensors, exact = quantised_tensors(weights, bits, group)
+    tensors, exact = quantized_tensors(weights, bits, group)
     write_model(folder, quantization_config=config_of(bits, group))
     write_tensors(folder / "model.safetensors", tensors)
     return exact

@@ -1,4 +1,4 @@
-"""Quantised models: the published layout, the whole executor on them, and everything that can be wrong."""
+"""Quantized models: the published layout, the whole executor on them, and everything that can be wrong."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import pytest
 
 from contract.faults import Fault, FaultKind
 from daemon.backends.ms.kernels import FloatArray
-from daemon.backends.ms.quantisation import Scheme
+from daemon.backends.ms.quantization import Scheme
 from daemon.backends.ms.runner import ModelRunner, RunnerOptions
 from daemon.backends.ms.segments import Segment
 from daemon.backends.ms.weights import estimate
-from tests.daemon.backends.ms.quantised import (
+from tests.daemon.backends.ms.quantized import (
     Array,
     change_config,
     config_of,
-    quantised_tensors,
-    write_quantised,
+    quantized_tensors,
+    write_quantized,
     write_tensors,
 )
 from tests.daemon.backends.ms.tiny_telechat2 import CONFIG, random_weights, write_model
@@ -60,7 +60,7 @@ def logits_of(folder: Path, dtype: str = "auto", threads: int = 2, ids: list[int
 
 @pytest.mark.parametrize(("bits", "group"), [(8, 32), (8, 128), (4, 32), (4, 64)])
 def test_a_published_checkpoint_is_the_model_it_stands_for(tmp_path: Path, bits: int, group: int) -> None:
-    exact = write_quantised(tmp_path, random_weights(), bits, group)
+    exact = write_quantized(tmp_path, random_weights(), bits, group)
     expected = forward(exact, dict(CONFIG), SHORT)
     got = logits_of(tmp_path, ids=SHORT)
     # What is left are the activations, rounded to 8 bits: the weights themselves lose nothing.
@@ -70,7 +70,7 @@ def test_a_published_checkpoint_is_the_model_it_stands_for(tmp_path: Path, bits:
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_token_depends_on_neither_batch_nor_chunks_nor_threads(tmp_path: Path, bits: int) -> None:
-    write_quantised(tmp_path, random_weights(), bits, 32)
+    write_quantized(tmp_path, random_weights(), bits, 32)
     runner = load(tmp_path)
     expected = runner.execute([segment(IDS)]).copy()
     for cuts in ((0, 1, 2, 3, 60), (0, 17, 18, 47, 60), tuple(range(61))):
@@ -91,9 +91,9 @@ def test_a_float_checkpoint_is_rounded_when_loaded(tmp_path: Path, dtype: str, e
     assert np.sqrt(np.mean(difference**2)) <= error * np.std(expected)
 
 
-def test_a_head_that_is_not_quantised_stays_so(tmp_path: Path) -> None:
+def test_a_head_that_is_not_quantized_stays_so(tmp_path: Path) -> None:
     weights = random_weights()
-    tensors, exact = quantised_tensors(weights, 8, 32)
+    tensors, exact = quantized_tensors(weights, 8, 32)
     for ending in ("_packed", "_scale", "_shape"):
         del tensors[f"lm_head.weight{ending}"]
     tensors["lm_head.weight"] = weights["lm_head.weight"]
@@ -115,7 +115,7 @@ def put(ending: str, values: Array) -> Callable[[Tensors], object]:
     return lambda tensors: tensors.update({f"{NAME}{ending}": values})
 
 
-def unquantise(tensors: Tensors) -> None:
+def unquantize(tensors: Tensors) -> None:
     for ending in ("_packed", "_scale", "_shape"):
         del tensors[f"{NAME}{ending}"]
     tensors[NAME] = np.zeros((72, 48), np.float32)
@@ -133,13 +133,13 @@ def unquantise(tensors: Tensors) -> None:
         (put("_shape", np.array([48, 72])), r"_shape .* says \[48, 72\], expected \[72, 48\]"),
         (put("_g_idx", np.zeros(48, np.int32)), f"{NAME}_g_idx .* activation ordering"),
         (put("_zero_point", np.zeros((72, 2), np.int32)), f"{NAME}_zero_point .* asymmetrically"),
-        (unquantise, f"gate_proj.weight is quantised and {NAME} is not"),
+        (unquantize, f"gate_proj.weight is quantized and {NAME} is not"),
     ],
 )
 def test_damaged_checkpoints_are_faults(
     tmp_path: Path, change: Callable[[Tensors], object], message: str
 ) -> None:
-    tensors, _ = quantised_tensors(random_weights(), 4, 32)
+    tensors, _ = quantized_tensors(random_weights(), 4, 32)
     change(tensors)
     write_model(tmp_path, quantization_config=config_of(4, 32))
     write_tensors(tmp_path / "model.safetensors", tensors)
@@ -166,11 +166,11 @@ def test_damaged_checkpoints_are_faults(
 def test_other_schemes_are_faults_with_a_remedy(config: dict[str, Any], message: str) -> None:
     with pytest.raises(Fault, match=message) as caught:
         Scheme.from_config({"quantization_config": config})
-    assert "quantise the model again" in (caught.value.hint or "")
+    assert "quantize the model again" in (caught.value.hint or "")
 
 
-def test_what_was_quantised_cannot_become_something_else(tmp_path: Path) -> None:
-    write_quantised(tmp_path, random_weights(), 4, 32)
+def test_what_was_quantized_cannot_become_something_else(tmp_path: Path) -> None:
+    write_quantized(tmp_path, random_weights(), 4, 32)
     with pytest.raises(Fault, match="weights of 4 bits, which cannot become int8"):
         load(tmp_path, "int8")
     change_config(tmp_path)
@@ -180,7 +180,7 @@ def test_what_was_quantised_cannot_become_something_else(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("bits", "group"), [(8, 64), (4, 32)])
 def test_memory_is_known_before_loading(tmp_path: Path, bits: int, group: int) -> None:
-    write_quantised(tmp_path / "stored", random_weights(), bits, group)
+    write_quantized(tmp_path / "stored", random_weights(), bits, group)
     write_model(tmp_path / "float")
     for folder, dtype in (("stored", "auto"), ("float", f"int{bits}"), ("float", "auto")):
         runner = load(tmp_path / folder, dtype)
