@@ -219,7 +219,7 @@ def _ms_options(options: MsOptions, trust_model_code: bool) -> dict[str, Any]:
         "kv_dtype": options.kv_dtype,
         "max_sequences": options.max_sequences,
         "max_rows": options.max_rows,
-        "prefill_chunk": options.prefill_chunk,
+        "prefill_slowdown": options.prefill_slowdown,
         "trust_model_code": trust_model_code,
     }
     if options.kv_cache_mb is not None:

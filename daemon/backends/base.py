@@ -71,6 +71,9 @@ class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
     prompt_ids: list[int]
     sampling: TokenSampling
     priority: int = 0
+    """Smaller is more urgent."""
+    caller: str = ""
+    """On whose behalf: callers share the engine evenly."""
 
 
 class TokenChoice(msgspec.Struct, frozen=True, array_like=True):

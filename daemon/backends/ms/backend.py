@@ -46,8 +46,8 @@ class MsOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """KV cache in blocks; goes before ``kv_cache_bytes``."""
     prefix_cache: bool = True
     """Sequences with the same beginning share its keys and values."""
-    prefill_chunk: Positive = 256
-    """Prompt tokens of a step in which others get their next token."""
+    prefill_slowdown: Annotated[float, msgspec.Meta(gt=1.0)] = 1.7
+    """How many times as long a step may take that reads prompts beside running answers."""
     max_rows: Positive = 512
     """Tokens of one step."""
     max_logit_rows: Positive = 64
@@ -95,7 +95,7 @@ class MsBackend:
         settings = EngineSettings(
             context_len=_context_len(spec.path, options),
             max_sequences=options.max_sequences,
-            prefill_chunk=options.prefill_chunk,
+            prefill_slowdown=options.prefill_slowdown,
             prefix_cache=options.prefix_cache,
         )
         self._engine = engine = Engine(runner, settings, self._emit, self._give_up)
@@ -228,7 +228,7 @@ def _describe(runner: LoadedRunner, engine: Engine, settings: EngineSettings, dt
             "weight_bytes": runner.weight_bytes,
             "kv_bytes": kv_bytes,
             "max_rows": runner.max_rows,
-            "prefill_chunk": settings.prefill_chunk,
+            "prefill_slowdown": settings.prefill_slowdown,
             "prefix_cache": settings.prefix_cache,
         },
     )

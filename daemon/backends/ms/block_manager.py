@@ -5,7 +5,7 @@ Knows nothing of tensors: the runner holds the memory, this holds the numbers.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 
 from daemon.backends.ms.sequence import Sequence
@@ -48,6 +48,12 @@ class BlockManager:
         found = self._find_prefix(sequence)
         taken_from_free = self._blocks_for(sequence) - sum(block.owners > 0 for block in found)
         return taken_from_free + reserve <= len(self._free)
+
+    def can_free_for(self, sequence: Sequence, victims: list[Sequence], reserve: int = 0) -> bool:
+        """Whether a waiting sequence could find room if the victims gave up what is theirs alone."""
+        theirs = Counter(number for victim in victims for number in victim.block_table)
+        freed = sum(self._blocks[number].owners == count for number, count in theirs.items())
+        return self._blocks_for(sequence) + reserve - len(victims) <= len(self._free) + freed
 
     def allocate(self, sequence: Sequence) -> None:
         """Give a waiting sequence its blocks, shared where its beginning is known; that part is computed."""

@@ -23,6 +23,7 @@ from contract.faults import Fault, FaultKind
 from daemon.backends.base import BackendStats, TokenEvent, TokenRequest
 from daemon.backends.ms.block_manager import BlockManager
 from daemon.backends.ms.logprobs import Logits, choices
+from daemon.backends.ms.pace import Pace
 from daemon.backends.ms.sampler import Sampled, sample
 from daemon.backends.ms.scheduler import Chunk, Limits, Scheduler
 from daemon.backends.ms.segments import Segment
@@ -56,7 +57,7 @@ class Runner(Protocol):
 class EngineSettings:
     context_len: int
     max_sequences: int = 16
-    prefill_chunk: int = 256
+    prefill_slowdown: float = 1.7
     prefix_cache: bool = True
 
 
@@ -81,9 +82,9 @@ class Engine:
             max_sequences=self.max_sequences,
             max_rows=runner.max_rows,
             max_logit_rows=runner.max_logit_rows,
-            prefill_chunk=settings.prefill_chunk,
         )
-        self._scheduler = Scheduler(limits, self._blocks)
+        self._pace = Pace(settings.prefill_slowdown)
+        self._scheduler = Scheduler(limits, self._blocks, self._pace.room)
         self._sequences: dict[int, Sequence] = {}
         self._outcomes: list[tuple[int, Outcome]] = []
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -135,11 +136,13 @@ class Engine:
 
     def step(self) -> None:
         """One step of the model for everyone who is running."""
+        begun = time.perf_counter()
         try:
             chunks = self._scheduler.schedule()
             if not chunks:
                 raise RuntimeError("there is work, and none of it can be scheduled")
             succeeded = self._compute(chunks)
+            self._pace.observe(sum(chunk.count for chunk in chunks), time.perf_counter() - begun)
         except Exception as error:
             # A defect of ours: who caused it is unknown, and nobody may be left waiting.
             succeeded = False
@@ -151,17 +154,28 @@ class Engine:
             self._give_up(f"{self._failed_steps} steps failed in a row")
 
     def _compute(self, chunks: list[Chunk]) -> bool:
-        """Execute and advance. ``True`` if any of it succeeded."""
+        """Execute and advance. ``False`` if the runner seems broken: not even one token can be computed."""
         try:
             logits = self._runner.execute([chunk.segment() for chunk in chunks])
         except Exception as error:
             if len(chunks) == 1:
+                works = self._works(chunks[0].segment())
                 self._fail(chunks[0].sequence, error)
-                return False
+                return works
             # One sequence may be to blame: alone, only that one fails. Computing tokens again is harmless.
             outcomes = [self._compute([chunk]) for chunk in chunks]
             return any(outcomes)
         self._advance(chunks, logits)
+        return True
+
+    def _works(self, failed: Segment) -> bool:
+        """Whether one token can be computed, in the last block of what could not: nobody shares that."""
+        probe = Segment([0], 0, failed.block_table[-1:], 1, failed.rope_base, failed.rope_scale)
+        try:
+            self._runner.execute([probe])
+        except Exception as error:
+            _log.warning("a token on its own fails, too: %s", error)
+            return False
         return True
 
     def _advance(self, chunks: list[Chunk], logits: Logits) -> None:
@@ -217,6 +231,7 @@ class Engine:
             )
         self._tokens_generated += len(event.token_ids)
         if first:
+            sequence.began = time.monotonic()
             event = self._with_opening(sequence, event)
         self._outcomes.append((sequence.number, event))
         if event.finish is not None:

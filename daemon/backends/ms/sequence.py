@@ -35,8 +35,14 @@ class Sequence:
     cached_tokens: int | None = None
     """Prompt tokens found in the prefix cache at the first admission."""
     queue_s: float = 0.0
+    began: float | None = None
+    """When its answer began."""
+    keeps_place: bool = False
+    """It got its place for its age: the urgent do not displace it."""
 
     def __post_init__(self) -> None:
+        self.came = self.arrived
+        """When it arrived or last lacked a place: it may not delay answers that had begun by then."""
         self.token_ids = list(self.request.prompt_ids)
         self.prompt_len = len(self.token_ids)
         seed = self.sampling.seed
@@ -48,9 +54,22 @@ class Sequence:
         return self.request.sampling
 
     @property
-    def rank(self) -> tuple[int, int]:
-        """Smaller goes first."""
-        return self.request.priority, self.number
+    def priority(self) -> int:
+        return self.request.priority
+
+    @property
+    def caller(self) -> str:
+        return self.request.caller
+
+    @property
+    def rank(self) -> tuple[bool, int, int]:
+        """Among the running: smaller is served first and preempted last."""
+        return not self.keeps_place, self.priority, self.number
+
+    @property
+    def weight(self) -> tuple[int, int]:
+        """Among prompts: the smaller goes ahead."""
+        return self.priority, self.remaining
 
     @property
     def remaining(self) -> int:

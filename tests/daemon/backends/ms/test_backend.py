@@ -243,7 +243,7 @@ def without_times(events: list[TokenEvent]) -> tuple[list[int], list[Any], list[
 
 @needs_mindspore
 async def test_real_model_answers_alike_alone_and_in_company(worker: WorkerBackend, folder: Path) -> None:
-    await worker.load(spec(folder, max_rows=64, prefill_chunk=24, max_sequences=4), silent)
+    await worker.load(spec(folder, max_rows=64, max_sequences=4), silent)
     alone = [without_times(await collect(worker.generate(asked))) for asked in mixed_requests()]
     together = await asyncio.gather(*(collect(worker.generate(asked)) for asked in mixed_requests()))
     assert [without_times(events) for events in together] == alone

@@ -154,7 +154,7 @@ def test_everybody_gets_the_answer_of_someone_alone(
 ) -> None:
     num_blocks, max_rows, max_logit_rows = sizes
     runner = FakeRunner(num_blocks=num_blocks, max_rows=max_rows, max_logit_rows=max_logit_rows)
-    harness = Harness(runner, prefill_chunk=5, prefix_cache=prefix_cache)
+    harness = Harness(runner, prefill_slowdown=1.2, prefix_cache=prefix_cache)
     for number, asked in enumerate(requests):
         harness.engine.submit(number, asked)
         for _ in range(spread):

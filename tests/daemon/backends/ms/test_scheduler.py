@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import msgspec
@@ -10,11 +11,14 @@ from daemon.backends.ms.sequence import Sequence
 from tests.fakes_engine import request
 
 _BLOCK = 4
+_ROOM = 6
+"""For prompts beside running answers."""
 
 
 def scheduler(num_blocks: int = 64, **limits: int) -> Scheduler:
-    defaults = {"max_sequences": 4, "max_rows": 16, "max_logit_rows": 8, "prefill_chunk": 6}
-    return Scheduler(Limits(**(defaults | limits)), BlockManager(num_blocks, _BLOCK, prefix_cache=False))
+    defaults = {"max_sequences": 4, "max_rows": 16, "max_logit_rows": 8}
+    blocks = BlockManager(num_blocks, _BLOCK, prefix_cache=False)
+    return Scheduler(Limits(**(defaults | limits)), blocks, room=lambda rows: _ROOM)
 
 
 def sequence(number: int, length: int, priority: int = 0, **sampling: Any) -> Sequence:
@@ -29,6 +33,7 @@ def advance(chunks: list[Chunk]) -> None:
         chunk.sequence.computed = chunk.end
         if samples:
             chunk.sequence.token_ids.append(0)
+            chunk.sequence.began = chunk.sequence.began or time.monotonic()
 
 
 def shape(chunks: list[Chunk]) -> list[tuple[int, int, int, int]]:
