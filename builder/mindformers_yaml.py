@@ -23,6 +23,10 @@ _GENERATION_KEYS = {
 }
 _NOT_EXTENDED = ("none", "null", "")
 
+TOKENIZER_FILE = "mindformers_tokenizer.py"
+"""In every model directory: mindformers has no class of its own for a plain tokenizer.json."""
+_TOKENIZER_CLASS = "PreTrainedTokenizerFast"
+
 
 class ModelYaml:
     """A user's yaml, checked."""
@@ -119,6 +123,9 @@ def package_yaml(
     if "extend_method" in model_config or values.get("extend_method"):
         model_config["extend_method"] = values.get("extend_method") or "None"
     tokenizer = data.setdefault("processor", {}).setdefault("tokenizer", {})
+    tokenizer["type"] = _TOKENIZER_CLASS
+    reference = f"{TOKENIZER_FILE.removesuffix('.py')}.{_TOKENIZER_CLASS}"
+    model_config["auto_map"] = {**(model_config.get("auto_map") or {}), "AutoTokenizer": [None, reference]}
     if vocab_file is not None:
         tokenizer["vocab_file"] = f"./{vocab_file}"
     handled = ("load_checkpoint", "processor.tokenizer.vocab_file")

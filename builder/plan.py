@@ -16,8 +16,9 @@ from builder.checkpoints.safetensors_header import Header
 from builder.checkpoints.weight_files import INDEX_NAME, SINGLE_NAME, WeightFile
 from builder.forecast import Budget, Forecast, forecast, size_text
 from builder.inputs import Inputs
-from builder.mindformers_yaml import package_yaml
+from builder.mindformers_yaml import TOKENIZER_FILE, package_yaml
 from builder.quantization import Quantization, plan_quantization, quantized_modules
+from builder.recipe import TEMPLATES_FOLDER
 from builder.rendering import render_card, render_pbtxt
 from builder.serving_block import architecture_config, generation_config, serving_block
 from contract.faults import Fault, FaultKind
@@ -118,6 +119,7 @@ def build_plan(inputs: Inputs, options: Options, network: Network, yaml_base: Ma
         "generation_config.json": canonical_json(generation_config(inputs)),
         network.known.name: network.content,
         yaml_name: yaml,
+        TOKENIZER_FILE: (TEMPLATES_FOLDER / TOKENIZER_FILE).read_bytes(),
         CARD_NAME: _card(inputs, options, (serving, quantization), foreseen, notes),
     }
     if len(weights) > 1 or weights[0].name != SINGLE_NAME:

@@ -27,6 +27,7 @@ FILES = [
     "config.json",
     "generation_config.json",
     "manifest.json",
+    "mindformers_tokenizer.py",
     "model.safetensors",
     "predict_tiny.yaml",
     "telechat2.py",
