@@ -148,7 +148,8 @@ class ModelRunner:
     def execute(self, segments: Sequence[Segment]) -> FloatArray:
         """Computes a step: float32 [rows that want logits, vocab], in segment order, until the next call.
 
-        Raises ``Fault`` when a limit is broken, memory runs out, or logits are NaN or infinite.
+        A row whose logits are not finite throughout begins with NaN. Raises ``Fault`` when a limit is broken
+        or memory runs out.
         """
         if self._closed:
             raise Fault(FaultKind.NOT_READY, "the model has been closed")
@@ -221,7 +222,11 @@ class ModelRunner:
     def _warm_up(self) -> None:
         """One step of one token, so that the first request does not pay for first times."""
         base, scale = self.rope_for(1)
-        self.execute([Segment([0], 0, [0], 0, base, scale)])
+        logits = self.execute([Segment([0], 0, [0], 0, base, scale)])
+        if not np.isfinite(logits).all():
+            message = "the weights give logits that are NaN or infinite"
+            hint = "the checkpoint is damaged, or its values exceed the range of float32 when computed"
+            raise Fault(FaultKind.INVALID_MODEL, message, hint)
 
 
 def _first_line(error: Exception) -> str:

@@ -17,6 +17,8 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
     "inner": ("intermediate_size", "ffn_hidden_size"),
     "vocab": ("padded_vocab_size", "vocab_size"),
     "eps": ("rms_norm_eps", "layer_norm_epsilon", "layernorm_epsilon"),
+    "experts": ("num_experts", "num_local_experts", "n_routed_experts", "expert_num"),
+    "active_experts": ("num_experts_per_tok", "num_experts_chosen", "moe_topk"),
     "context": ("max_position_embeddings", "seq_length", "model_max_length", "max_seq_len"),
 }
 
@@ -54,6 +56,10 @@ class DecoderShape:
     """Of every RMSNorm."""
     context: int
     """Positions a sequence may have."""
+    experts: int = 0
+    """Of a mixture; 0: there is none."""
+    active_experts: int = 0
+    """Experts a token is sent to."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> DecoderShape:
@@ -76,6 +82,8 @@ class DecoderShape:
             vocab=int(_required(config, "vocab")),
             eps=float(_required(config, "eps")),
             context=int(context),
+            experts=int(lookup(config, "experts") or 0),
+            active_experts=int(lookup(config, "active_experts") or 0),
         )
 
     def kv_bytes_per_block(self, element_bytes: int) -> int:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from contract.faults import Fault, FaultKind
 from contract.serving import read_config
@@ -63,6 +64,23 @@ class Slot:
     block: int = 0
     vector: int = 0
     size: int = 0
+    pairs: tuple[int, int] | None = None
+    """(head_dim, rotary_dim) of heads whose rows 2i and 2i + 1 belong together: they are moved to i and
+    i + rotary_dim / 2."""
+
+    @property
+    def unit(self) -> int:
+        """Rows that must stay together."""
+        return PANEL_ROWS if self.pairs is None else self.pairs[0]
+
+    def order(self, rows: int) -> npt.NDArray[np.intp] | None:
+        """Which source row each of ``rows`` rows is, whole heads of them; ``None``: its own."""
+        if self.pairs is None:
+            return None
+        dim, rotary = self.pairs
+        head = np.r_[0:rotary:2, 1:rotary:2, rotary:dim]
+        order: npt.NDArray[np.intp] = (np.arange(0, rows, dim)[:, None] + head).ravel()
+        return order
 
 
 @dataclass(slots=True)
@@ -70,7 +88,7 @@ class WeightPlan:
     """Every tensor a network reads, with the slots of its roles."""
 
     entries: list[tuple[Tensor, Mapping[str, Slot]]] = field(default_factory=list)
-    ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
+    ignored: tuple[str, ...] = ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq")
     """Endings of names that a checkpoint may hold and nobody reads."""
 
     def add(self, tensor: Tensor, slots: Mapping[str, Slot]) -> None:
@@ -154,12 +172,12 @@ class _Piece:
 
 def _pieces(name: str, tensor: Tensor, stored: StoredTensor, slots: Mapping[str, Slot]) -> Iterator[_Piece]:
     row_bytes = stored.bytes // max(1, stored.shape[0])
-    most = max(PANEL_ROWS, _BUFFER // row_bytes // PANEL_ROWS * PANEL_ROWS)
     row = 0
     for group in range(tensor.groups):
         for role in tensor.roles:
             slot = slots[role]
             count = slot.rows // tensor.groups
+            most = max(slot.unit, _BUFFER // row_bytes // slot.unit * slot.unit)
             for done in range(0, count, most):
                 rows = min(most, count - done)
                 yield _Piece(name, stored, row + done, rows, slot, slot.first + group * count + done)
@@ -242,6 +260,9 @@ class WeightLoader:
         stored, slot = piece.stored, piece.slot
         row_bytes = stored.bytes // stored.shape[0]
         view = reader.read(stored.path, stored.offset + piece.row * row_bytes, piece.rows * row_bytes)
+        order = slot.order(piece.rows)
+        if order is not None:
+            view = view.reshape(piece.rows, row_bytes)[order].ravel()
         if slot.matrix is None:
             values = _to_float32(view, stored.dtype)
             with self._lock:  # q, k and v biases share one vector

@@ -30,12 +30,15 @@ ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni")
 PANEL_ROWS = 16
 """Rows of a packed panel, and positions of a KV block."""
 
-EMBEDDING, ATTENTION, FEED_FORWARD, HEAD = range(4)
+EMBEDDING, ATTENTION, FEED_FORWARD, HEAD, MIXTURE = range(5)
 """Kinds of block."""
 IN_MATRIX, OUT_MATRIX = range(2)
-"""Matrix slots: table, qkv or gate-up; output projection."""
-NORM, IN_BIAS, OUT_BIAS, UP_BIAS, SLOPES = range(5)
+"""Matrix slots: table, qkv, gate-up or router; output projection."""
+NORM, IN_BIAS, OUT_BIAS, UP_BIAS, SLOPES, QUERY_NORM, KEY_NORM, ROTARY_FACTORS = range(8)
 """Vector slots."""
+MATRICES, VECTORS = 2, 8
+"""Slots of a block, which each expert of a mixture has again, after the block's own."""
+_BLOCK_NUMBERS = 11
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -213,8 +216,11 @@ class Kernels:
         self._check(self._library.mp_model_free(model))
 
     def new_block(self, model: int, shape: Sequence[int], eps: float, scale: float) -> int:
-        """``shape``: kind, hidden, inner, heads, kv heads, head_dim, rotary_dim; 0 where without meaning."""
-        numbers = np.array(shape, np.int64)
+        """``shape``: kind, hidden, inner, heads, kv heads, head_dim, rotary_dim, window, experts, active
+        experts, flag; 0 where without meaning or left out. The flag: the shares of a mixture's active experts
+        sum to one; the rows of a head count as divided by their lengths."""
+        numbers = np.zeros(_BLOCK_NUMBERS, np.int64)
+        numbers[: len(shape)] = shape
         reals = np.array([eps, scale], np.float64)
         return self._check(self._library.mp_block_new(model, pointer(numbers), pointer(reals)))
 

@@ -29,11 +29,12 @@ class QueryGroup {
     chunk_values_ = values_ + rows_ * shape_.padded_dim();
     states_.assign(static_cast<size_t>(rows_), SoftmaxState{-INFINITY, 0.0f});
     const int64_t context = first_ + count;
-    for (int64_t chunk = 0; chunk < context; chunk += kChunk) {
+    for (int64_t chunk = first_seen(first_) / kChunk * kChunk; chunk < context; chunk += kChunk) {
       const int64_t length = std::min(kChunk, context - chunk);
+      skipped_ = std::max<int64_t>(0, first_seen(first_) - chunk) / 16 * 16;
       each_tile([&](int64_t row, int64_t rows) { score(queries, chunk, length, row, rows); });
       weigh(chunk, length);
-      for (int64_t p = 0; p < length; p += 16)
+      for (int64_t p = skipped_; p < length; p += 16)
         blocks_[p / 16] = cache_.values(segment_.blocks[(chunk + p) / 16], kv_head_);
       each_tile([&](int64_t row, int64_t rows) { gather(length, row, rows); });
       join(chunk);
@@ -61,16 +62,24 @@ class QueryGroup {
 
   int64_t position(int64_t row) const { return first_ + row / shape_.group(); }
 
-  // How many positions of the chunk a row sees.
-  int64_t visible(int64_t row, int64_t chunk) const {
-    return std::clamp<int64_t>(position(row) + 1 - chunk, 0, kChunk);
+  int64_t first_seen(int64_t position) const {
+    return shape_.window > 0 ? std::max<int64_t>(0, position + 1 - shape_.window) : 0;
+  }
+
+  // The positions [first, last) of the chunk that a row sees.
+  struct Span {
+    int64_t first, last;
+  };
+  Span seen(int64_t row, int64_t chunk) const {
+    return {std::clamp<int64_t>(first_seen(position(row)) - chunk, 0, kChunk),
+            std::clamp<int64_t>(position(row) + 1 - chunk, 0, kChunk)};
   }
 
   // Two blocks at a time: their keys are two panels, however far apart.
   void score(const float* queries, int64_t chunk, int64_t length, int64_t row, int64_t rows) const {
     const auto& widths = table_.tile[static_cast<int>(cache_.format())][rows];
     const float* q = queries + row * shape_.head_dim;
-    for (int64_t p = 0; p < length;) {
+    for (int64_t p = skipped_; p < length;) {
       const uint8_t* keys = cache_.keys(segment_.blocks[(chunk + p) / 16], kv_head_);
       const bool pair = widths[1] != nullptr && p + 16 < length;
       const int64_t apart = pair ? cache_.keys(segment_.blocks[(chunk + p) / 16 + 1], kv_head_) - keys : 0;
@@ -83,12 +92,18 @@ class QueryGroup {
     chunk_states_.resize(states_.size());
     for (int64_t r = 0; r < rows_; ++r) {
       float* scores = scores_ + r * kChunk;
-      const int64_t seen = std::min(visible(r, chunk), length);
+      const auto [first, last] = seen(r, chunk);
       if (!slopes_.empty()) {
         const int64_t head = kv_head_ * shape_.group() + r % shape_.group();
-        table_.alibi(slopes_[static_cast<size_t>(head)], chunk - position(r), seen, scores);
+        table_.alibi(slopes_[static_cast<size_t>(head)], chunk - position(r), last, scores);
       }
-      chunk_states_[static_cast<size_t>(r)] = table_.softmax(scores, seen, round_up(length, 16));
+      if (first < last) {
+        const int64_t aligned = first / 16 * 16;
+        std::fill(scores + aligned, scores + first, -INFINITY);
+        chunk_states_[static_cast<size_t>(r)] =
+            table_.softmax(scores + aligned, last - aligned, round_up(length, 16) - aligned);
+      }
+      std::fill(scores, scores + (first < last ? first : length), 0.0f);
     }
   }
 
@@ -98,8 +113,8 @@ class QueryGroup {
     for (int64_t panel = 0; panel < panels;) {
       int log = kTileWidths - 1;
       while (log > 0 && (widths[log] == nullptr || panel + (1 << log) > panels)) --log;
-      widths[log]({scores_ + row * kChunk, kChunk, blocks_, panel * 256, length, chunk_values_ + row * dim + panel * 16,
-                   dim});
+      widths[log]({scores_ + row * kChunk + skipped_, kChunk, blocks_ + skipped_ / 16, panel * 256, length - skipped_,
+                   chunk_values_ + row * dim + panel * 16, dim});
       panel += 1 << log;
     }
   }
@@ -107,11 +122,12 @@ class QueryGroup {
   void join(int64_t chunk) {
     const int64_t dim = shape_.padded_dim();
     for (int64_t r = 0; r < rows_; ++r) {
-      if (visible(r, chunk) == 0) continue;
+      const auto [first, last] = seen(r, chunk);
+      if (first >= last) continue;
       float* values = values_ + r * dim;
       const float* more = chunk_values_ + r * dim;
       auto& state = states_[static_cast<size_t>(r)];
-      if (chunk == 0) {
+      if (chunk <= first_seen(position(r))) {
         state = chunk_states_[static_cast<size_t>(r)];
         std::memcpy(values, more, static_cast<size_t>(dim) * sizeof(float));
       } else {
@@ -127,6 +143,7 @@ class QueryGroup {
   int64_t kv_head_;
   const KernelTable& table_;
   int64_t rows_ = 0, first_ = 0;
+  int64_t skipped_ = 0;  // positions of the chunk that no row sees any more
   float *scores_ = nullptr, *values_ = nullptr, *chunk_values_ = nullptr;
   const void* blocks_[kChunk / 16];  // where the values of the chunk lie
   std::vector<SoftmaxState> states_, chunk_states_;
@@ -158,16 +175,19 @@ void LayerCache::copy(int64_t from, int64_t to) {
 
 void Attention::scatter(Step& step, float* projected, int64_t stride, float* queries, LayerCache& cache) const {
   const int64_t dim = shape_.head_dim, group = shape_.group(), half = shape_.rotary_dim / 2;
-  const float* cos = half > 0 ? step.cos(half) : nullptr;
-  const float* sin = half > 0 ? step.sin(half) : nullptr;
+  const Rotary* turn = half > 0 ? &step.rotary(half, weights_.factors) : nullptr;
   const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
   const KernelTable& table = kernels();
   const auto row_of_heads = [&](int64_t row, int64_t kv) {
     float* q = projected + row * stride + kv * group * dim;
     float* k = projected + row * stride + (shape_.heads + kv) * dim;
     const float* v = projected + row * stride + (shape_.heads + shape_.kv_heads + kv) * dim;
-    for (int64_t h = 0; half > 0 && h < group; ++h) table.rotate(q + h * dim, cos + row * half, sin + row * half, half);
-    if (half > 0) table.rotate(k, cos + row * half, sin + row * half, half);
+    const auto prepare = [&](float* head, const float* norm) {
+      if (norm != nullptr) table.rms_norm(head, norm, weights_.eps, dim, head);
+      if (turn != nullptr) table.rotate(head, turn->cos.data() + row * half, turn->sin.data() + row * half, half);
+    };
+    for (int64_t h = 0; h < group; ++h) prepare(q + h * dim, weights_.query_norm);
+    prepare(k, weights_.key_norm);
     table.scale(scale, group * dim, q);
     std::memcpy(queries + (kv * step.rows + row) * group * dim, q, static_cast<size_t>(group * dim) * sizeof(float));
     const Segment& segment = step.segments[static_cast<size_t>(step.segment_of(row))];
@@ -199,7 +219,7 @@ void Attention::attend(Step& step, const float* queries, const LayerCache& cache
       const int64_t kv = i % shape_.kv_heads;
       const Segment& segment = step.segments[static_cast<size_t>(task.segment)];
       const int64_t row = segment.row + task.first;
-      QueryGroup(shape_, slopes_, cache, segment, kv)
+      QueryGroup(shape_, weights_.slopes, cache, segment, kv)
           .run(queries + (kv * step.rows + row) * group * dim, task.first, task.count, memory,
                out + row * shape_.heads * dim, shape_.heads * dim);
     }

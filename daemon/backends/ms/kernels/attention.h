@@ -11,6 +11,7 @@ namespace mindport {
 
 struct HeadShape {
   int64_t heads, kv_heads, head_dim, rotary_dim;
+  int64_t window;  // how many positions a row sees, its own included; 0: all
   int64_t group() const { return heads / kv_heads; }
   int64_t padded_dim() const { return (head_dim + 15) / 16 * 16; }
 };
@@ -39,21 +40,29 @@ class LayerCache {
   Memory memory_;
 };
 
+// What the heads of a layer have beyond their shape.
+struct HeadWeights {
+  const std::vector<float>& slopes;   // ALiBi slope of each head, or empty
+  const float *query_norm, *key_norm; // RMSNorm of each head before it turns, or null
+  float eps;
+  const std::vector<float>& factors;  // divide the rotary frequencies, or empty
+};
+
 // Rotates and scatters one step's projected rows [rows][q heads | k heads | v heads], then attends.
 class Attention {
  public:
-  Attention(const HeadShape& shape, const std::vector<float>& slopes) : shape_(shape), slopes_(slopes) {}
+  Attention(const HeadShape& shape, const HeadWeights& weights) : shape_(shape), weights_(weights) {}
 
   // `projected` has `stride` floats between rows; `queries` holds rows * heads * head_dim floats. Queries are scaled
   // by 1/sqrt(head_dim) and stored [kv head][row][head of the group][head_dim]; keys and values go to the cache.
   void scatter(Step& step, float* projected, int64_t stride, float* queries, LayerCache& cache) const;
 
-  // out [rows][heads * head_dim]. Each row attends over positions 0 .. its own, in the same order whatever the step.
+  // out [rows][heads * head_dim]. Each row attends over the positions it sees, in the same order whatever the step.
   void attend(Step& step, const float* queries, const LayerCache& cache, float* out) const;
 
  private:
   HeadShape shape_;
-  const std::vector<float>& slopes_;  // ALiBi slope of each head, or empty
+  HeadWeights weights_;
 };
 
 }  // namespace mindport

@@ -1,6 +1,9 @@
 // The fused blocks of a decoder, computed for the rows of the current step.
 #include <algorithm>
+#include <atomic>
+#include <cmath>
 #include <stdexcept>
+#include <vector>
 
 #include "matmul.h"
 #include "model.h"
@@ -25,24 +28,114 @@ void add_bias(const Region& region, const float* bias, int64_t columns, float* c
     kernels().add(c + r * c_row + first, bias + first, n, c + r * c_row + first);
 }
 
-// out = x + scale * (a W^T + bias), all [rows, hidden].
-void project_residual(const Block& block, const float* a, int64_t a_row, const float* x, float* out) {
-  Model& model = *block.model;
-  const int64_t hidden = block.shape.hidden, rows = model.step.rows;
-  const Matrix& weights = block.matrix(out_matrix, hidden, a_row);
-  const float* bias = block.optional_vector(out_bias, hidden);
+constexpr int64_t kItself = -1;  // in place of an expert: the block's own weights
+
+// silu(gate) * up of rows [rows][hidden]: [rows][inner].
+const float* activate(Block& block, int64_t expert, const float* in, int64_t rows) {
+  Model::Scratch& scratch = block.model->scratch;
+  const int64_t inner = block.shape.inner, hidden = block.shape.hidden;
+  const Matrix& weights = block.matrix(matrix_slot(expert, gate_up_matrix), inner, hidden, 2);
+  const float* gate_bias = block.optional_vector(vector_slot(expert, in_bias), inner);
+  const float* up = block.optional_vector(vector_slot(expert, up_bias), inner);
   const int64_t stride = weights.panels() * kLanes;
-  float* delta = model.scratch.delta.at_least(static_cast<size_t>(rows * stride));
-  matmul(weights, a, a_row, rows, delta, stride, [&](const Region& region) {
+  float* wide = scratch.wide.at_least(static_cast<size_t>(rows * stride));
+  float* activated = scratch.attended.at_least(static_cast<size_t>(rows * inner));
+  matmul(weights, in, hidden, rows, wide, stride, [&](const Region& region) {
+    const KernelTable& table = kernels();
+    for (int64_t r = region.row0; r < region.row1; ++r) {
+      for (int64_t panel = region.panel0; panel < region.panel1; panel += 2) {
+        float* g = wide + r * stride + panel * kLanes;
+        float* u = g + kLanes;
+        const int64_t column = panel / 2 * kLanes, n = std::min(kLanes, inner - column);
+        if (gate_bias != nullptr) table.add(g, gate_bias + column, n, g);
+        if (up != nullptr) table.add(u, up + column, n, u);
+        table.swiglu(g, u, n, activated + r * inner + column);
+      }
+    }
+  });
+  return activated;
+}
+
+// Calls take(row, first, n, delta) for every piece of rows a W^T + bias, delta being its columns [first, first + n).
+template <class Take>
+void project(Block& block, int64_t expert, const float* a, int64_t rows, const Take& take) {
+  const int64_t hidden = block.shape.hidden, width = block.width();
+  const Matrix& weights = block.matrix(matrix_slot(expert, out_matrix), hidden, width);
+  const float* bias = block.optional_vector(vector_slot(expert, out_bias), hidden);
+  const int64_t stride = weights.panels() * kLanes;
+  float* delta = block.model->scratch.delta.at_least(static_cast<size_t>(rows * stride));
+  matmul(weights, a, width, rows, delta, stride, [&](const Region& region) {
     if (bias != nullptr) add_bias(region, bias, hidden, delta, stride);
     const int64_t first = region.panel0 * kLanes, n = std::min(hidden, region.panel1 * kLanes) - first;
-    for (int64_t r = region.row0; r < region.row1; ++r)
-      kernels().residual(x + r * hidden + first, delta + r * stride + first, block.shape.scale, n,
-                         out + r * hidden + first);
+    for (int64_t r = region.row0; r < region.row1; ++r) take(r, first, n, delta + r * stride + first);
   });
 }
 
+// out = x + scale * (a W^T + bias), all [rows, hidden].
+void project_residual(Block& block, const float* a, const float* x, float* out) {
+  const int64_t hidden = block.shape.hidden;
+  project(block, kItself, a, block.model->step.rows, [&](int64_t row, int64_t first, int64_t n, const float* delta) {
+    kernels().residual(x + row * hidden + first, delta, block.shape.scale, n, out + row * hidden + first);
+  });
+}
+
+// A row that an expert is to compute, and the share its result has.
+struct Visit {
+  int64_t row;
+  float share;
+};
+
+// The rows of every expert: each row's `active` likeliest, the earlier of equals, by softmax over all of them.
+std::vector<std::vector<Visit>> route(Block& block, const float* norm, int64_t rows) {
+  const BlockShape& shape = block.shape;
+  const Matrix& router = block.matrix(router_matrix, shape.experts, shape.hidden);
+  const int64_t stride = router.panels() * kLanes;
+  float* scores = block.model->scratch.delta.at_least(static_cast<size_t>(rows * stride));
+  matmul(router, norm, shape.hidden, rows, scores, stride);
+  std::vector<std::vector<Visit>> visits(static_cast<size_t>(shape.experts));
+  std::vector<int64_t> order(static_cast<size_t>(shape.experts));
+  for (int64_t r = 0; r < rows; ++r) {
+    float* share = scores + r * stride;
+    const float total = kernels().softmax(share, shape.experts, stride).total;
+    for (int64_t e = 0; e < shape.experts; ++e) {
+      share[e] = share[e] / total;
+      order[static_cast<size_t>(e)] = e;
+    }
+    const auto chosen = order.begin() + shape.active;
+    // Comparing with NaN would be no order at all: such a row goes anywhere, and stays NaN by its shares.
+    if (kernels().finite(share, shape.experts))
+      std::partial_sort(order.begin(), chosen, order.end(), [&](int64_t a, int64_t b) {
+        return share[a] != share[b] ? share[a] > share[b] : a < b;
+      });
+    float sum = 1.0f;
+    if (shape.flag && shape.active > 1) {
+      sum = 1e-9f;
+      for (auto e = order.begin(); e != chosen; ++e) sum += share[*e];
+    }
+    for (auto e = order.begin(); e != chosen; ++e) visits[static_cast<size_t>(*e)].push_back({r, share[*e] / sum});
+  }
+  return visits;
+}
+
 }  // namespace
+
+Block::Block(Model& owner, const BlockShape& wanted) : model(&owner), shape(wanted) {
+  const HeadShape& heads = shape.heads;
+  if (shape.kind == BlockKind::attention) {
+    if (heads.heads < 1 || heads.kv_heads < 1 || heads.head_dim < 1 || heads.heads % heads.kv_heads != 0)
+      throw std::invalid_argument("the heads must be a multiple of the kv heads");
+    if (heads.rotary_dim < 0 || heads.rotary_dim > heads.head_dim || heads.rotary_dim % 2 != 0)
+      throw std::invalid_argument("the rotary dimension must be even and at most the head dimension");
+    if (heads.window < 0) throw std::invalid_argument("the window must not be negative");
+    cache = std::make_unique<LayerCache>(heads, model->limits.num_blocks, model->cache_format);
+  }
+  const bool mixes = shape.kind == BlockKind::mixture;
+  if (mixes && (shape.active < 1 || shape.active > shape.experts))
+    throw std::invalid_argument("the active experts must be at least one and at most all");
+  const int64_t experts = mixes ? shape.experts : 0;
+  matrices.resize(static_cast<size_t>(matrix_slot(experts, 0)));
+  vectors.resize(static_cast<size_t>(vector_slot(experts, 0)));
+}
 
 const Matrix& Block::matrix(int slot, int64_t rows, int64_t cols, int64_t parts) const {
   const auto& m = matrices[static_cast<size_t>(slot)];
@@ -58,11 +151,16 @@ const std::vector<float>& Block::vector(int slot, int64_t size) const {
   return v;
 }
 
-const float* Block::optional_vector(int slot, int64_t size) const {
+const std::vector<float>& Block::vector_or_empty(int slot, int64_t size) const {
   const auto& v = vectors[static_cast<size_t>(slot)];
-  if (v.empty()) return nullptr;
-  if (static_cast<int64_t>(v.size()) != size) throw std::runtime_error("a bias of a block has the wrong size");
-  return v.data();
+  if (!v.empty() && static_cast<int64_t>(v.size()) != size)
+    throw std::runtime_error("a vector of a block has the wrong size");
+  return v;
+}
+
+const float* Block::optional_vector(int slot, int64_t size) const {
+  const auto& v = vector_or_empty(slot, size);
+  return v.empty() ? nullptr : v.data();
 }
 
 void embed(Block& block, const int32_t* tokens, float* out) {
@@ -89,8 +187,6 @@ void attention_block(Block& block, const float* x, float* out) {
   const Matrix& weights = block.matrix(qkv_matrix, width, shape.hidden);
   const float* bias = block.optional_vector(in_bias, width);
   const int64_t stride = weights.panels() * kLanes, inner = heads.heads * heads.head_dim;
-  if (!block.cache) block.cache = std::make_unique<LayerCache>(heads, model.limits.num_blocks, model.cache_format);
-
   float* norm = model.scratch.norm.at_least(static_cast<size_t>(step.rows * shape.hidden));
   float* projected = model.scratch.wide.at_least(static_cast<size_t>(step.rows * stride));
   float* queries = model.scratch.queries.at_least(static_cast<size_t>(step.rows * inner));
@@ -99,39 +195,74 @@ void attention_block(Block& block, const float* x, float* out) {
   matmul(weights, norm, shape.hidden, step.rows, projected, stride, [&](const Region& region) {
     if (bias != nullptr) add_bias(region, bias, width, projected, stride);
   });
-  block.optional_vector(slopes_vector, heads.heads);
-  const Attention attention(heads, block.vectors[slopes_vector]);
+  const int64_t half = heads.rotary_dim / 2;
+  const HeadWeights extras{block.vector_or_empty(slopes_vector, heads.heads), block.optional_vector(query_norm, heads.head_dim),
+                           block.optional_vector(key_norm, heads.head_dim), shape.eps,
+                           block.vector_or_empty(rotary_factors, half)};
+  const Attention attention(heads, extras);
   attention.scatter(step, projected, stride, queries, *block.cache);
   attention.attend(step, queries, *block.cache, attended);
-  project_residual(block, attended, inner, x, out);
+  project_residual(block, attended, x, out);
 }
 
 void feed_forward(Block& block, const float* x, float* out) {
   Model& model = *block.model;
   const BlockShape& shape = block.shape;
   const int64_t rows = model.step.rows;
-  const Matrix& weights = block.matrix(gate_up_matrix, shape.inner, shape.hidden, 2);
-  const float* gate_bias = block.optional_vector(in_bias, shape.inner);
-  const float* up = block.optional_vector(up_bias, shape.inner);
-  const int64_t stride = weights.panels() * kLanes;
   float* norm = model.scratch.norm.at_least(static_cast<size_t>(rows * shape.hidden));
-  float* wide = model.scratch.wide.at_least(static_cast<size_t>(rows * stride));
-  float* activated = model.scratch.attended.at_least(static_cast<size_t>(rows * shape.inner));
   norm_rows(x, rows, block.vector(norm_vector, shape.hidden), shape.eps, norm);
-  matmul(weights, norm, shape.hidden, rows, wide, stride, [&](const Region& region) {
-    const KernelTable& table = kernels();
-    for (int64_t r = region.row0; r < region.row1; ++r) {
-      for (int64_t panel = region.panel0; panel < region.panel1; panel += 2) {
-        float* g = wide + r * stride + panel * kLanes;
-        float* u = g + kLanes;
-        const int64_t column = panel / 2 * kLanes, n = std::min(kLanes, shape.inner - column);
-        if (gate_bias != nullptr) table.add(g, gate_bias + column, n, g);
-        if (up != nullptr) table.add(u, up + column, n, u);
-        table.swiglu(g, u, n, activated + r * shape.inner + column);
-      }
+  project_residual(block, activate(block, kItself, norm, rows), x, out);
+}
+
+void mixture(Block& block, const float* x, float* out) {
+  Model& model = *block.model;
+  const BlockShape& shape = block.shape;
+  const int64_t rows = model.step.rows, hidden = shape.hidden;
+  float* norm = model.scratch.norm.at_least(static_cast<size_t>(rows * hidden));
+  norm_rows(x, rows, block.vector(norm_vector, hidden), shape.eps, norm);
+  const auto chosen = route(block, norm, rows);
+
+  // Expert by expert, so that each one's weights are read once; a row's branches are always added in that order.
+  float* mixed = model.scratch.mixed.at_least(static_cast<size_t>(2 * rows * hidden));
+  float* gathered = mixed + rows * hidden;
+  std::fill(mixed, mixed + rows * hidden, 0.0f);
+  for (int64_t expert = 0; expert < shape.experts; ++expert) {
+    const auto& visits = chosen[static_cast<size_t>(expert)];
+    const auto count = static_cast<int64_t>(visits.size());
+    if (count == 0) continue;
+    const float* input = norm;
+    if (count < rows) {
+      for (int64_t i = 0; i < count; ++i)
+        std::copy_n(norm + visits[static_cast<size_t>(i)].row * hidden, hidden, gathered + i * hidden);
+      input = gathered;
     }
-  });
-  project_residual(block, activated, shape.inner, x, out);
+    const float* activated = activate(block, expert, input, count);
+    project(block, expert, activated, count, [&](int64_t row, int64_t first, int64_t n, const float* delta) {
+      const Visit& visit = visits[static_cast<size_t>(row)];
+      float* sum = mixed + visit.row * hidden + first;
+      kernels().residual(sum, delta, visit.share, n, sum);
+    });
+  }
+  for (int64_t r = 0; r < rows; ++r)
+    kernels().residual(x + r * hidden, mixed + r * hidden, shape.scale, hidden, out + r * hidden);
+}
+
+// One over the length of each row of the table, computed once.
+static const float* inverse_lengths(Block& block, const Matrix& table) {
+  auto& lengths = block.vectors[in_bias];
+  if (lengths.empty()) {
+    lengths.resize(static_cast<size_t>(table.rows()));
+    ThreadPool::instance().each(table.panels(), 1, [&](int64_t first, int64_t last, int) {
+      std::vector<float> row(static_cast<size_t>(table.cols()));
+      for (int64_t r = first * kLanes; r < std::min(table.rows(), last * kLanes); ++r) {
+        table.copy_row(r, row.data());
+        double squares = 0.0;
+        for (const float value : row) squares += static_cast<double>(value) * value;
+        lengths[static_cast<size_t>(r)] = static_cast<float>(1.0 / std::max(std::sqrt(squares), 1e-12));
+      }
+    });
+  }
+  return lengths.data();
 }
 
 void head(Block& block, const float* x) {
@@ -148,19 +279,21 @@ void head(Block& block, const float* x) {
   for (int64_t i = 0; i < rows; ++i)
     kernels().rms_norm(x + wanted[static_cast<size_t>(i)] * shape.hidden, norm_weight.data(), shape.eps, shape.hidden,
                        norm + i * shape.hidden);
-  std::atomic<int64_t> broken{-1};
+  const float* lengths = shape.flag ? inverse_lengths(block, weights) : nullptr;
+  std::vector<std::atomic<bool>> broken(static_cast<size_t>(rows));
   matmul(weights, norm, shape.hidden, rows, logits, stride, [&](const Region& region) {
     const int64_t first = region.panel0 * kLanes, n = std::min(shape.inner, region.panel1 * kLanes) - first;
     for (int64_t r = region.row0; r < region.row1; ++r) {
       float* row = logits + r * stride + first;
       if (shape.scale != 1.0f) kernels().scale(shape.scale, n, row);
-      if (!kernels().finite(row, n)) broken = r;
+      if (lengths != nullptr)
+        for (int64_t i = 0; i < n; ++i) row[i] *= lengths[first + i];
+      if (!kernels().finite(row, n)) broken[static_cast<size_t>(r)].store(true, std::memory_order_relaxed);
     }
   });
-  if (broken >= 0)
-    throw std::runtime_error("the logits of segment " +
-                             std::to_string(model.step.segment_of(wanted[static_cast<size_t>(broken.load())])) +
-                             " hold NaN or infinite values");
+  // A row that is not finite throughout is marked where its reader looks first: its maximum is NaN.
+  for (int64_t r = 0; r < rows; ++r)
+    if (broken[static_cast<size_t>(r)]) logits[r * stride] = NAN;
 }
 
 }  // namespace mindport

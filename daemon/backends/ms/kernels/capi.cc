@@ -118,22 +118,15 @@ MP_API int64_t mp_model_free(int64_t handle) {
   return guarded([&] { return Registry::instance().remove_model(handle), int64_t{0}; });
 }
 
-// shape: kind, hidden, inner, heads, kv heads, head_dim, rotary_dim; reals: eps, scale
+// shape: kind, hidden, inner, heads, kv heads, head_dim, rotary_dim, window, experts, active experts, flag;
+// reals: eps, scale
 MP_API int64_t mp_block_new(int64_t model, const int64_t* shape, const double* reals) {
   return guarded([&] {
-    auto block = std::make_unique<Block>();
-    block->model = &Registry::instance().model(model);
-    const HeadShape heads{shape[3], shape[4], shape[5], shape[6]};
-    block->shape = {static_cast<BlockKind>(shape[0]), shape[1], shape[2], heads,
-                    static_cast<float>(reals[0]), static_cast<float>(reals[1])};
-    if (block->shape.kind == BlockKind::attention) {
-      if (heads.heads < 1 || heads.kv_heads < 1 || heads.head_dim < 1 || heads.heads % heads.kv_heads != 0)
-        throw std::invalid_argument("the heads must be a multiple of the kv heads");
-      if (heads.rotary_dim < 0 || heads.rotary_dim > heads.head_dim || heads.rotary_dim % 2 != 0)
-        throw std::invalid_argument("the rotary dimension must be even and at most the head dimension");
-      block->cache = std::make_unique<LayerCache>(heads, block->model->limits.num_blocks, block->model->cache_format);
-    }
-    return Registry::instance().add(std::move(block));
+    const HeadShape heads{shape[3], shape[4], shape[5], shape[6], shape[7]};
+    const BlockShape wanted{static_cast<BlockKind>(shape[0]), shape[1],  shape[2],      heads,
+                            shape[8],                         shape[9],  shape[10] != 0, static_cast<float>(reals[0]),
+                            static_cast<float>(reals[1])};
+    return Registry::instance().add(std::make_unique<Block>(Registry::instance().model(model), wanted));
   });
 }
 
@@ -211,6 +204,7 @@ MP_API int64_t mp_run_block(int64_t handle, const void* in, float* out) {
       case BlockKind::attention: attention_block(block, x, out); break;
       case BlockKind::feed_forward: feed_forward(block, x, out); break;
       case BlockKind::head: head(block, x); break;
+      case BlockKind::mixture: mixture(block, x, out); break;
     }
     return int64_t{0};
   });

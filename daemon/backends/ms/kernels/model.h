@@ -1,7 +1,6 @@
 // A model: blocks with their weights and caches, the current step, the logits of the last one.
 #pragma once
 
-#include <array>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -14,17 +13,33 @@
 
 namespace mindport {
 
-enum class BlockKind : int64_t { embedding = 0, attention = 1, feed_forward = 2, head = 3 };
+enum class BlockKind : int64_t { embedding = 0, attention = 1, feed_forward = 2, head = 3, mixture = 4 };
 
 // Weight slots of the kinds of block; vectors that are absent are empty.
-enum MatrixSlot { table_matrix = 0, qkv_matrix = 0, gate_up_matrix = 0, out_matrix = 1, matrix_slots = 2 };
-enum VectorSlot { norm_vector = 0, in_bias = 1, out_bias = 2, up_bias = 3, slopes_vector = 4, vector_slots = 5 };
+enum MatrixSlot { table_matrix = 0, qkv_matrix = 0, gate_up_matrix = 0, router_matrix = 0, out_matrix = 1, matrix_slots = 2 };
+enum VectorSlot {
+  norm_vector = 0,
+  in_bias = 1,
+  out_bias = 2,
+  up_bias = 3,
+  slopes_vector = 4,
+  query_norm = 5,
+  key_norm = 6,
+  rotary_factors = 7,
+  vector_slots = 8
+};
+// Each expert of a mixture has a set of these slots of its own, after those of the block.
+constexpr int matrix_slot(int64_t expert, int slot) { return static_cast<int>(matrix_slots * (expert + 1)) + slot; }
+constexpr int vector_slot(int64_t expert, int slot) { return static_cast<int>(vector_slots * (expert + 1)) + slot; }
 
 struct BlockShape {
   BlockKind kind;
   int64_t hidden;
-  int64_t inner;        // vocabulary, or width of the feed-forward
+  int64_t inner;        // vocabulary, or width of a feed-forward
   HeadShape heads;
+  int64_t experts;
+  int64_t active;       // experts a row is sent to
+  bool flag;            // of a mixture: shares of the active experts sum to one; of a head: its rows have length one
   float eps;
   float scale;          // of the embedding, of a residual branch, of the logits
 };
@@ -32,14 +47,19 @@ struct BlockShape {
 class Model;
 
 struct Block {
+  Block(Model& owner, const BlockShape& shape);
+
   Model* model;
   BlockShape shape;
-  std::array<std::shared_ptr<Matrix>, matrix_slots> matrices;
-  std::array<std::vector<float>, vector_slots> vectors;
+  std::vector<std::shared_ptr<Matrix>> matrices;
+  std::vector<std::vector<float>> vectors;
   std::unique_ptr<LayerCache> cache;
 
+  // Columns of the output projection.
+  int64_t width() const { return shape.kind == BlockKind::attention ? shape.heads.heads * shape.heads.head_dim : shape.inner; }
   const Matrix& matrix(int slot, int64_t rows, int64_t cols, int64_t parts = 1) const;
   const std::vector<float>& vector(int slot, int64_t size) const;            // must be there
+  const std::vector<float>& vector_or_empty(int slot, int64_t size) const;
   const float* optional_vector(int slot, int64_t size) const;                // or null
 };
 
@@ -56,7 +76,7 @@ class Model {
   int64_t logit_stride = 0;
 
   struct Scratch {
-    Memory norm, wide, queries, attended, delta;
+    Memory norm, wide, queries, attended, delta, mixed;
   } scratch;
 };
 
@@ -64,6 +84,7 @@ void embed(Block& block, const int32_t* tokens, float* out);
 void attention_block(Block& block, const float* x, float* out);
 void feed_forward(Block& block, const float* x, float* out);
 void head(Block& block, const float* x);
+void mixture(Block& block, const float* x, float* out);
 
 // Handles by which operators and callers name models, blocks and matrices.
 class Registry {

@@ -48,5 +48,6 @@ int guarded(int count, void** params, int64_t** shapes, const Body& body) {
 MINDPORT_OPERATOR(MindPortEmbedding, embed(block, static_cast<const int32_t*>(in), static_cast<float*>(out)))
 MINDPORT_OPERATOR(MindPortAttention, attention_block(block, static_cast<const float*>(in), static_cast<float*>(out)))
 MINDPORT_OPERATOR(MindPortFeedForward, feed_forward(block, static_cast<const float*>(in), static_cast<float*>(out)))
+MINDPORT_OPERATOR(MindPortMixture, mixture(block, static_cast<const float*>(in), static_cast<float*>(out)))
 MINDPORT_OPERATOR(MindPortHead, head(block, static_cast<const float*>(in));
                   *static_cast<int32_t*>(out) = static_cast<int32_t>(block.model->step.logit_rows.size()))

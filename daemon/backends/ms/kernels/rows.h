@@ -13,7 +13,8 @@ void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* 
     squares = fma(v, v, squares);
   }
   const float mean = reduce_add(squares) / static_cast<float>(n);
-  const V factor = set1(1.0f / __builtin_sqrtf(mean + eps));
+  // Squares that overflow would make a row of zeros, which looks like a result.
+  const V factor = set1(__builtin_isinf(mean) ? __builtin_nanf("") : 1.0f / __builtin_sqrtf(mean + eps));
   for (int64_t i = 0; i < n; i += 16) {
     const V v = mul(load_part(x + i, n - i, 0.0f), factor);
     store_part(out + i, mul(v, load_part(weight + i, n - i, 0.0f)), n - i);

@@ -33,7 +33,8 @@ void Step::set(int64_t count, const int64_t* shape, const double* rope, const in
   segments.clear();
   logit_rows.clear();
   segment_of_.clear();
-  rotary_half_ = tasks_rows_ = 0;
+  rotaries_.clear();
+  tasks_rows_ = 0;
   int64_t entries = 0;
   for (int64_t i = 0; i < count; ++i) entries += std::max<int64_t>(0, shape[4 * i + 2]);
   tables_.assign(tables, tables + entries);
@@ -53,29 +54,32 @@ void Step::set(int64_t count, const int64_t* shape, const double* rope, const in
   }
 }
 
-void Step::rotary(int64_t half) {
-  if (rotary_half_ == half) return;
-  cos_.resize(static_cast<size_t>(rows * half));
-  sin_.resize(cos_.size());
+const Rotary& Step::rotary(int64_t half, const std::vector<float>& factors) {
+  for (const Rotary& known : rotaries_)
+    if (known.half == half && known.factors == factors) return known;
+  rotaries_.push_back({half, factors, {}, {}});
+  Rotary& made = rotaries_.back();
+  made.cos.resize(static_cast<size_t>(rows * half));
+  made.sin.resize(made.cos.size());
   std::vector<double> frequency(static_cast<size_t>(half));
   double base = 0.0;
   for (const Segment& s : segments) {
     if (s.rope_base != base) {
       base = s.rope_base;
-      for (int64_t j = 0; j < half; ++j)
-        frequency[static_cast<size_t>(j)] = std::pow(base, -static_cast<double>(j) / static_cast<double>(half));
+      for (size_t j = 0; j < frequency.size(); ++j)
+        frequency[j] = std::pow(base, -static_cast<double>(j) / static_cast<double>(half)) /
+                       (factors.empty() ? 1.0 : static_cast<double>(factors[j]));
     }
     for (int64_t r = 0; r < s.count; ++r) {
-      float* cosines = cos_.data() + (s.row + r) * half;
-      float* sines = sin_.data() + (s.row + r) * half;
-      for (int64_t j = 0; j < half; ++j) {
-        const double angle = static_cast<double>(s.start + r) * frequency[static_cast<size_t>(j)];
-        cosines[j] = static_cast<float>(std::cos(angle) * s.rope_scale);
-        sines[j] = static_cast<float>(std::sin(angle) * s.rope_scale);
+      const size_t first = static_cast<size_t>((s.row + r) * half);
+      for (size_t j = 0; j < frequency.size(); ++j) {
+        const double angle = static_cast<double>(s.start + r) * frequency[j];
+        made.cos[first + j] = static_cast<float>(std::cos(angle) * s.rope_scale);
+        made.sin[first + j] = static_cast<float>(std::sin(angle) * s.rope_scale);
       }
     }
   }
-  rotary_half_ = half;
+  return made;
 }
 
 const std::vector<AttentionTask>& Step::tasks(int64_t rows_at_once) {

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <list>
 #include <vector>
 
 namespace mindport {
@@ -27,6 +28,12 @@ struct AttentionTask {
   int64_t segment, first, count;
 };
 
+// The angles of a step, [rows][half].
+struct Rotary {
+  int64_t half;
+  std::vector<float> factors, cos, sin;
+};
+
 class Step {
  public:
   // Copies and checks a description: per segment {count, start, table length, logits_from} and {base, scale}, and the
@@ -44,21 +51,17 @@ class Step {
     return s.start + row - s.row;
   }
 
-  // cos and sin of every row for `half` frequencies of a rotary dimension of 2 * half: [rows][half], computed once a
-  // step in double precision.
-  const float* cos(int64_t half) { return rotary(half), cos_.data(); }
-  const float* sin(int64_t half) { return rotary(half), sin_.data(); }
+  // cos and sin of every row for `half` frequencies of a rotary dimension of 2 * half, each divided by its factor
+  // where there are factors: computed once a step in double precision.
+  const Rotary& rotary(int64_t half, const std::vector<float>& factors);
 
   // Attention work in pieces of at most `rows_at_once` rows, the longest contexts first.
   const std::vector<AttentionTask>& tasks(int64_t rows_at_once);
 
  private:
-  void rotary(int64_t half);
-
   std::vector<int32_t> tables_;
   std::vector<int32_t> segment_of_;
-  std::vector<float> cos_, sin_;
-  int64_t rotary_half_ = 0;
+  std::list<Rotary> rotaries_;
   std::vector<AttentionTask> tasks_;
   int64_t tasks_rows_ = 0;
 };

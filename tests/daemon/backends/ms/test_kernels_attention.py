@@ -1,18 +1,27 @@
-"""Attention over the paged cache: grouped heads, partial rotary, ALiBi, long contexts, any chunking."""
+"""Attention over the paged cache: grouped heads, rotary, ALiBi, windows, long contexts, any chunking."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from daemon.backends.ms import kernels as k
 from daemon.backends.ms.kernels import FORMATS, ISAS, FloatArray, KernelError, Kernels, pointer
 
 BLOCKS = 160
+fast = settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +45,15 @@ class Layer:
     slopes: Sequence[float] = ()
     hidden: int = 40
     kv_dtype: str = "float32"
+    window: int = 0
+    normed: bool = False
+    factors: Sequence[float] = ()
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(self.heads * 100 + self.dim)
         width = (self.heads + 2 * self.kv_heads) * self.dim
         self.model = self.library.new_model(4096, 1, BLOCKS, kv_dtype=self.kv_dtype)
-        numbers = (k.ATTENTION, self.hidden, 0, self.heads, self.kv_heads, self.dim, self.rotary)
+        numbers = (k.ATTENTION, self.hidden, 0, self.heads, self.kv_heads, self.dim, self.rotary, self.window)
         self.block = self.library.new_block(self.model, numbers, 1e-5, 0.5)
         self.norm = rng.standard_normal(self.hidden, dtype=np.float32)
         self.qkv = rng.standard_normal((width, self.hidden), dtype=np.float32) * np.float32(0.2)
@@ -54,9 +66,14 @@ class Layer:
             self.library.free_matrix(matrix)
         self.library.set_vector(self.block, k.NORM, self.norm, size=self.hidden)
         self.library.set_vector(self.block, k.IN_BIAS, self.bias, size=width)
-        if self.slopes:
-            values = np.array(self.slopes, np.float32)
-            self.library.set_vector(self.block, k.SLOPES, values, size=self.heads)
+        shape = (2, self.dim)
+        self.head_norms = 1 + rng.standard_normal(shape, dtype=np.float32) * np.float32(0.3)
+        norms = self.head_norms if self.normed else ((), ())
+        vectors = {k.SLOPES: self.slopes, k.QUERY_NORM: norms[0], k.KEY_NORM: norms[1]}
+        for place, numbers_of in {**vectors, k.ROTARY_FACTORS: self.factors}.items():
+            if len(numbers_of):
+                values = np.array(numbers_of, np.float32)
+                self.library.set_vector(self.block, place, values, size=values.size)
 
     def __enter__(self) -> Layer:
         return self
@@ -79,8 +96,13 @@ class Layer:
         wide = x.astype(np.float64)
         normed = wide / np.sqrt(np.mean(wide**2, axis=1, keepdims=True) + 1e-5) * self.norm
         projected = (normed @ self.qkv.T + self.bias).reshape(len(x), -1, self.dim)
-        q = self._rotate(projected[:, : self.heads])
-        key = self._rotate(projected[:, self.heads : self.heads + self.kv_heads])
+        q, key = projected[:, : self.heads], projected[:, self.heads : self.heads + self.kv_heads]
+        if self.normed:
+            q, key = (
+                part / np.sqrt(np.mean(part**2, axis=-1, keepdims=True) + 1e-5) * weight
+                for part, weight in zip((q, key), self.head_norms, strict=True)
+            )
+        q, key = self._rotate(q), self._rotate(key)
         value = projected[:, self.heads + self.kv_heads :]
         joined = np.empty((len(x), self.heads, self.dim))
         offset = np.arange(len(x))[None, :] - np.arange(len(x))[:, None]
@@ -89,7 +111,8 @@ class Layer:
             scores = q[:, head] @ key[:, kv].T / np.sqrt(self.dim)
             if self.slopes:
                 scores = scores + self.slopes[head] * offset
-            scores = np.where(offset <= 0, scores, -np.inf)
+            seen = (offset <= 0) & ((offset > -self.window) | (self.window == 0))
+            scores = np.where(seen, scores, -np.inf)
             weights = np.exp(scores - scores.max(axis=1, keepdims=True))
             joined[:, head] = weights / weights.sum(axis=1, keepdims=True) @ value[:, kv]
         result: np.ndarray[tuple[int, int], np.dtype[np.float64]]
@@ -102,7 +125,8 @@ class Layer:
         half = self.rotary // 2
         if half == 0:
             return heads
-        angle = np.outer(np.arange(len(heads)), 10000.0 ** (-np.arange(half) / half))
+        frequencies = 10000.0 ** (-np.arange(half) / half) / (np.array(self.factors) if self.factors else 1)
+        angle = np.outer(np.arange(len(heads)), frequencies)
         cos, sin = (1.1 * f(angle)[:, None, :] for f in (np.cos, np.sin))
         a, b = heads[..., :half], heads[..., half : self.rotary]
         return np.concatenate((a * cos - b * sin, b * cos + a * sin, heads[..., self.rotary :]), axis=-1)
@@ -143,6 +167,49 @@ def test_long_contexts_cross_softmax_chunks(kernels: Kernels) -> None:
         got = layer.step([(x, 0, table(1, 82))])
         expected = layer.reference(x)
     assert np.abs(got - expected).max() <= 2e-5 * np.abs(expected).max()
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> dict[str, Any]:
+    """Arguments of any layer, small enough to be quick."""
+    kv_heads, group = draw(st.sampled_from([1, 2, 3])), draw(st.sampled_from([1, 2, 5, 16]))
+    dim = draw(st.sampled_from([8, 16, 22, 40, 64]))
+    rotary = draw(st.sampled_from([0, 2, dim // 2 // 2 * 2, dim]))
+    slopes = draw(st.booleans()) and rotary == 0
+    factors = draw(st.lists(st.floats(1, 40, width=32), min_size=rotary // 2, max_size=rotary // 2))
+    return {
+        "heads": kv_heads * group,
+        "kv_heads": kv_heads,
+        "dim": dim,
+        "rotary": rotary,
+        "slopes": [0.5 ** (1 + head / 2) for head in range(kv_heads * group)] if slopes else (),
+        "window": draw(st.sampled_from([0, 1, 7, 16, 33, 511, 512, 600])),
+        "normed": draw(st.booleans()),
+        "factors": factors if draw(st.booleans()) else (),
+    }
+
+
+@fast
+@given(layers(), st.sampled_from([1, 15, 16, 40, 130, 700]), st.integers(0, 700))
+def test_any_layer_in_two_steps_is_what_numpy_says(
+    kernels: Kernels, arguments: dict[str, Any], rows: int, cut: int
+) -> None:
+    x, blocks = inputs(rows), table(3, 44)
+    cut = min(cut, rows)
+    with Layer(kernels, **arguments) as layer:
+        expected = layer.reference(x)
+        pieces = [(x[first:last], first, blocks) for first, last in ((0, cut), (cut, rows)) if first < last]
+        got = np.concatenate([layer.step([piece]) for piece in pieces])
+        assert np.array_equal(got, layer.step([(x, 0, table(4, 44))]))
+    assert np.abs(got - expected).max() <= 2e-5 * np.abs(expected).max()
+
+
+def test_what_left_the_window_is_not_read(kernels: Kernels) -> None:
+    x = inputs(700)
+    with Layer(kernels, 4, 2, 16, 16, window=100) as layer:
+        whole = layer.step([(x, 0, table(5, 44))])
+        layer.step([(np.full_like(x[:16], np.nan), 0, [table(5, 44)[3]])])
+        assert np.array_equal(layer.step([(x[699:], 699, table(5, 44))]), whole[699:])
 
 
 @pytest.mark.parametrize(("kv_dtype", "tolerance"), [("bfloat16", 2e-2), ("float16", 2e-3)])

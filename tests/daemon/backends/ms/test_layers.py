@@ -1,9 +1,10 @@
-"""The layer API beyond TeleChat2: packings, biases, scales, partial rotary, a tied head, in one network."""
+"""The layer API beyond TeleChat2: packings, biases, scales, rotary forms, experts, a tied head."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,7 @@ class Network(nn.Cell):
         return self.head(x, step)
 """
 Double = npt.NDArray[np.float64]
+IDS = [int(token) for token in np.random.default_rng(0).integers(0, VOCAB, 29)]
 
 
 def random_weights() -> dict[str, FloatArray]:
@@ -101,6 +103,11 @@ def norm(x: Double, weight: FloatArray) -> Double:
     return result
 
 
+def silu(x: Double) -> Double:
+    result: Double = x / (1 + np.exp(-x))
+    return result
+
+
 def rotate(x: Double) -> Double:
     half = ROTARY // 2
     angle = np.outer(np.arange(len(x)), 1000.0 ** (-np.arange(half) / half))[:, None, :]
@@ -109,7 +116,11 @@ def rotate(x: Double) -> Double:
     return np.concatenate(turned, axis=-1)
 
 
-def reference(weights: dict[str, FloatArray], ids: list[int]) -> Double:
+Branch = Callable[[Double], Double]
+
+
+def reference(weights: dict[str, FloatArray], ids: list[int], mixture: Branch | None = None) -> Double:
+    """``mixture`` takes the place of the feed-forward."""
     w = {name: values.astype(np.float64) for name, values in weights.items()}
     x = 3.0 * w["embed"][ids]
     group = HEADS // KV_HEADS
@@ -124,15 +135,17 @@ def reference(weights: dict[str, FloatArray], ids: list[int]) -> Double:
         shares = np.exp(scores - scores.max(axis=1, keepdims=True))
         mixed[:, head] = shares / shares.sum(axis=1, keepdims=True) @ value[:, head // group]
     x = x + 0.25 * (mixed.reshape(len(ids), -1) @ w["wo"].T)
-    wide = norm(x, weights["norm2"]) @ w["gate_up"].T
+    normed = norm(x, weights["norm2"])
+    wide = normed @ w["gate_up"].T
     gate, up = wide[:, :INNER] + w["gate_bias"], wide[:, INNER:] + w["up_bias"]
-    x = x + 0.5 * ((gate / (1 + np.exp(-gate)) * up) @ w["down"].T)
+    branch = mixture(normed) if mixture else silu(gate) * up @ w["down"].T
+    x = x + 0.5 * branch
     result: Double = 0.1 * (norm(x, weights["norm3"]) @ w["embed"].T)
     return result
 
 
-def load(folder: Path, network: str = NETWORK) -> ModelRunner:
-    write_safetensors(folder / "model.safetensors", random_weights())
+def load(folder: Path, network: str = NETWORK, weights: dict[str, FloatArray] | None = None) -> ModelRunner:
+    write_safetensors(folder / "model.safetensors", weights or random_weights())
     (folder / "config.json").write_text(json.dumps(CONFIG))
     (folder / "other.py").write_text(network)
     options = RunnerOptions(num_blocks=8, max_rows=32, max_logit_rows=32, threads=2)
@@ -147,15 +160,96 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelRunner]:
 
 
 def test_another_family_is_the_reference_s(runner: ModelRunner) -> None:
-    ids = [int(token) for token in np.random.default_rng(0).integers(0, VOCAB, 29)]
-    got = runner.execute([Segment(ids, 0, [3, 5], 0, *runner.rope_for(29))])
-    expected = reference(random_weights(), ids)
-    assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
+    got = runner.execute([Segment(IDS, 0, [3, 5], 0, *runner.rope_for(29))])
+    assert close(got, reference(random_weights(), IDS))
 
 
 def test_a_tied_head_shares_its_memory(runner: ModelRunner) -> None:
     table, projection, out, gate_up, down = 112 * 40, 96 * 40, 48 * 48, 2 * 64 * 40, 48 * 52
     assert runner.weight_bytes == 4 * (table + projection + out + gate_up + down)
+
+
+def logits(folder: Path, network: str, weights: dict[str, FloatArray]) -> FloatArray:
+    loaded = load(folder, network, weights)
+    got = loaded.execute([Segment(IDS, 0, [3, 5], 0, *loaded.rope_for(29))]).copy()
+    loaded.close()
+    return got
+
+
+def close(got: FloatArray, expected: Double) -> bool:
+    return bool(np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max())
+
+
+def test_adjacent_pairs_are_reordered_as_they_are_loaded(tmp_path: Path, runner: ModelRunner) -> None:
+    """Weights and biases of q and k, also where a tensor holds v besides."""
+    weights = random_weights()
+    group = HEADS // KV_HEADS
+    for name in ("wqkv", "bqkv"):
+        heads = weights[name].reshape(KV_HEADS, group + 2, DIM, -1).copy()
+        for first in range(ROTARY // 2):
+            for place, source in ((2 * first, first), (2 * first + 1, first + ROTARY // 2)):
+                heads[:, : group + 1, place] = weights[name].reshape(heads.shape)[:, : group + 1, source]
+        weights[name] = heads.reshape(weights[name].shape)
+    network = NETWORK.replace("rotary_dim=8", "rotary_dim=8, adjacent_pairs=True")
+    expected = runner.execute([Segment(IDS, 0, [3, 5], 0, *runner.rope_for(29))])
+    assert np.array_equal(logits(tmp_path, network, weights), expected)
+
+
+def test_a_head_may_count_its_rows_as_of_length_one(tmp_path: Path) -> None:
+    network = NETWORK.replace("logit_scale=0.1", "logit_scale=0.1, unit_rows=True")
+    weights = random_weights()
+    lengths = np.linalg.norm(weights["embed"].astype(np.float64), axis=1)
+    assert close(logits(tmp_path, network, weights), reference(weights, IDS) / lengths)
+
+
+def test_experts_take_the_place_of_the_feed_forward(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    shapes = {"gate": (20, HIDDEN), "up": (20, HIDDEN), "down": (HIDDEN, 20), "down_bias": (HIDDEN,)}
+    w = {
+        f"e{expert}.{role}": rng.standard_normal(shape, dtype=np.float32) * np.float32(0.5)
+        for expert in range(4)
+        for role, shape in shapes.items()
+    }
+    w["router"] = rng.standard_normal((4, HIDDEN), dtype=np.float32)
+
+    def mixture(x: Double) -> Double:
+        shares = np.exp(x @ w["router"].T.astype(np.float64))
+        shares = np.where(shares >= np.sort(shares, axis=1)[:, 2:3], shares, 0)
+        shares /= shares.sum(axis=1, keepdims=True)
+        branches = [
+            silu(x @ w[f"e{e}.gate"].T) * (x @ w[f"e{e}.up"].T) @ w[f"e{e}.down"].T + w[f"e{e}.down_bias"]
+            for e in range(4)
+        ]
+        return sum((shares[:, e : e + 1] * branches[e] for e in range(4)), np.zeros_like(x))
+
+    start, end = NETWORK.index("FeedForward("), NETWORK.index("self.head")
+    experts = "[[Tensor(f'e{e}.{r}', (r,)) for r in ('gate', 'up', 'down', 'down_bias')] for e in range(4)]"
+    options = "MoEOptions(active=2, inner=20, residual_scale=0.5)"
+    block = f"MoE(device, shape, 'norm2', 'router', {experts}, {options})\n        "
+    replaced = ("gate_up", "gate_bias", "up_bias", "down")
+    plain = {name: values for name, values in random_weights().items() if name not in replaced}
+    got = logits(tmp_path, NETWORK[:start] + block + NETWORK[end:], plain | w)
+    assert close(got, reference(random_weights(), IDS, mixture))
+
+
+def test_no_expert_can_be_active_where_there_is_none(tmp_path: Path) -> None:
+    block = "MoE(device, shape, 'norm2', 'router', [], MoEOptions(active=1)); FeedForward("
+    with pytest.raises(Fault, match="1 of 0 experts cannot be active"):
+        load(tmp_path, NETWORK.replace("FeedForward(", block))
+
+
+def test_head_norms_windows_and_factors_reach_the_kernels(tmp_path: Path) -> None:
+    """What they compute is shown on the kernels; here, that the API sets them."""
+    roles = "Tensor('qn', ('q_norm',)), Tensor('kn', ('k_norm',)), "
+    norms = NETWORK.replace('Tensor("wo"', f'{roles}Tensor("wo"')
+    window = norms.replace("rotary_dim=8", "rotary_dim=8, window=5")
+    factors = window.replace("rotary_dim=8", "rotary_dim=8, rotary_factors=(1, 2, 4, 8)")
+    weights = random_weights() | {"qn": np.full(DIM, 1.5, np.float32), "kn": np.ones(DIM, np.float32)}
+    got = [logits(tmp_path, network, weights) for network in (norms, window, factors)]
+    got.insert(0, reference(random_weights(), IDS).astype(np.float32))
+    for before, after in pairwise(got):
+        assert not np.allclose(before[5:], after[5:], rtol=1e-3)
+    assert np.array_equal(got[1][:5], got[2][:5])
 
 
 def test_a_role_the_block_lacks_is_named(tmp_path: Path) -> None:

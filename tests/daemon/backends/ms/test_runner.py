@@ -204,14 +204,28 @@ def test_steps_beyond_the_limits_are_refused_and_the_next_one_works(runner: Mode
         assert np.array_equal(runner.execute([fine]), expected)
 
 
-def test_logits_that_are_not_numbers_are_a_fault(tmp_path: Path) -> None:
+def test_weights_that_give_no_numbers_fail_the_load(tmp_path: Path) -> None:
     weights = random_weights()
     weights["transformer.h.1.mlp.down_proj.bias"][:] = 3e38
     weights["transformer.h.2.mlp.down_proj.bias"][:] = 3e38
     runner = load(write_model(tmp_path / "1"))
     runner.close()
-    with pytest.raises(Fault, match="logits of segment 0 hold NaN"):
+    with pytest.raises(Fault, match="logits that are NaN or infinite"):
         load(write_model(tmp_path / "2", weights))
+
+
+def test_a_row_that_is_not_finite_begins_with_nan_and_leaves_the_others_alone(tmp_path: Path) -> None:
+    weights = random_weights()
+    good, bad = tokens(7, 20), tokens(8, 20)
+    poison = next(token for token in range(1, CONFIG["vocab_size"]) if token not in good)
+    bad[11] = poison
+    weights["transformer.word_embeddings.weight"][poison] = 3e38
+    runner = load(write_model(tmp_path, weights))
+    expected = runner.execute([whole(runner, good, [0, 1])]).copy()
+    got = runner.execute([whole(runner, bad, [2, 3]), whole(runner, good, [4, 5])]).copy()
+    runner.close()
+    assert np.array_equal(got[20:], expected)
+    assert np.isnan(got[11:20, 0]).all()
 
 
 def test_a_closed_runner_says_so(tmp_path: Path) -> None:
