@@ -7,6 +7,8 @@ same.
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -21,17 +23,24 @@ FLAGS += ["-ffp-contract=off"]
 FLAGS += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512_VNNI = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"]
-ISA_FLAGS = {
+X86_FLAGS = {
     "kernels_avx2.cc": AVX2,
     "kernels_avx512.cc": ["-mavx512f", *AVX2],
     "whole_avx2.cc": AVX2,
     "whole_avxvnni.cc": ["-mavxvnni", *AVX2],
     "whole_avx512vnni.cc": [*AVX512_VNNI, *AVX2],
 }
+# NEON itself needs none.
+ARM_FLAGS = {
+    "whole_dotprod.cc": ["-march=armv8.2-a+dotprod"],
+    "whole_i8mm.cc": ["-march=armv8.2-a+dotprod+i8mm"],
+}
+ISA_FLAGS = {"x86_64": X86_FLAGS, "amd64": X86_FLAGS, "aarch64": ARM_FLAGS, "arm64": ARM_FLAGS}
+OPTIONAL = ("vnni", "dotprod", "i8mm")  # instructions that a compiler may not know yet
 
 
 class BuildKernels(build_ext):
-    """Compiles each source with the flags of its instruction set, on x86 only, and links a plain library."""
+    """Compiles each source with the flags of its instruction set and links a plain library."""
 
     def get_ext_filename(self, fullname: str) -> str:
         """The library keeps its name: it is opened by path, never imported."""
@@ -43,11 +52,13 @@ class BuildKernels(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Compile and link."""
-        x86 = any(name in self.plat_name for name in ("x86_64", "amd64"))
-        objects: list[str] = []
-        for source in ext.sources:
-            isa = ISA_FLAGS.get(Path(source).name, []) if x86 else []
-            objects += self._compile(source, isa, ext.depends)
+        flags = next((found for name, found in ISA_FLAGS.items() if self.plat_name.endswith(name)), {})
+
+        def compile_one(source: str) -> list[str]:
+            return self._compile(source, flags.get(Path(source).name, []), ext.depends)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = [path for paths in pool.map(compile_one, ext.sources) for path in paths]
         target = self.get_ext_fullpath(ext.name)
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         self.compiler.link_shared_object(objects, target, extra_postargs=["-pthread"], target_lang="c++")
@@ -65,7 +76,7 @@ class BuildKernels(build_ext):
         try:
             return compile_with(isa)
         except CompileError:
-            if not any("vnni" in flag for flag in isa):
+            if not any(name in flag for name in OPTIONAL for flag in isa):
                 raise
             return compile_with([])
 

@@ -25,7 +25,7 @@ WHOLE_FORMATS: Mapping[str, int] = MappingProxyType({"int8": 3, "int4": 4})
 FORMAT_BYTES: Mapping[str, int] = MappingProxyType({"float32": 4, "bfloat16": 2, "float16": 2})
 ISA_VARIABLE = "MINDPORT_KERNELS_ISA"
 """Environment variable that forces an instruction set, one of ``ISAS``."""
-ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni")
+ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "neon", "dotprod", "i8mm")
 """Instruction sets there are kernels for; a processor has some of them."""
 PANEL_ROWS = 16
 """Rows of a packed panel, and positions of a KV block."""

@@ -3,6 +3,8 @@
 #include <cstring>
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
 #endif
 
 #include "table.h"
@@ -36,6 +38,13 @@ bool has_avx512vnni() {
   return has_avx512() && whole_avx512vnni() != nullptr && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 }
+#elif defined(__aarch64__)
+// As the kernel names them; headers of older systems do not know all.
+constexpr unsigned long kDotProduct = 1ul << 20;     // of AT_HWCAP
+constexpr unsigned long kMatrixProduct = 1ul << 13;  // of AT_HWCAP2
+
+bool has_dotprod() { return whole_dotprod() != nullptr && (getauxval(AT_HWCAP) & kDotProduct) != 0; }
+bool has_i8mm() { return whole_i8mm() != nullptr && (getauxval(AT_HWCAP2) & kMatrixProduct) != 0; }
 #endif
 
 // The best first.
@@ -45,6 +54,10 @@ const InstructionSet instruction_sets[] = {
     {"avx512", has_avx512, &avx512_table, whole_avx2},
     {"avxvnni", has_avxvnni, &avx2_table, whole_avxvnni},
     {"avx2", has_avx2, &avx2_table, whole_avx2},
+#elif defined(__aarch64__)
+    {"i8mm", has_i8mm, &neon_table, whole_i8mm},
+    {"dotprod", has_dotprod, &neon_table, whole_dotprod},
+    {"neon", always, &neon_table, whole_neon},
 #endif
     {"portable", always, &portable_table, whole_portable},
 };

@@ -69,6 +69,8 @@ extern const KernelTable portable_table;
 #if defined(__x86_64__)
 extern const KernelTable avx2_table;
 extern const KernelTable avx512_table;
+#elif defined(__aarch64__)
+extern const KernelTable neon_table;
 #endif
 
 // The table in use: the best this processor has, until another is selected.

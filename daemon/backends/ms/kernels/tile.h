@@ -131,15 +131,6 @@ inline void pack_rows(const float* a, int64_t a_row, int rows, int64_t k, float*
     for (int m = 0; m < rows; ++m) out[i * rows + m] = a[m * a_row + i];
 }
 
-// How many panels a tile of M rows may take without running out of registers.
-constexpr int max_width(int rows) {
-  if (L == 16) return rows <= 6 ? 4 : 2;
-  if (L == 8) return rows == 1 ? 4 : rows <= 3 ? 2 : 1;
-  return rows == 1 ? 2 : 1;
-}
-constexpr int kRowsOfTile = L == 16 ? 12 : L == 8 ? 6 : 4;
-constexpr int kPackedWidth = L == 16 ? 2 : 1;
-
 template <Format F, int M, int P>
 constexpr TileFunction tile_if_fits() {
   if constexpr (M <= kRowsOfTile && P <= max_width(M)) return tile<F, M, P, false>;

@@ -46,6 +46,9 @@ const WholeTable* whole_portable();
 const WholeTable* whole_avx2();
 const WholeTable* whole_avxvnni();
 const WholeTable* whole_avx512vnni();
+const WholeTable* whole_neon();
+const WholeTable* whole_dotprod();
+const WholeTable* whole_i8mm();
 
 // The table in use; chosen together with the one of floats.
 const WholeTable& whole_kernels();

@@ -111,6 +111,23 @@ struct Totals {
 };
 
 template <int M, int P>
+__attribute__((always_inline)) inline void load_totals(const WholeTile& t, Totals<M, P>& totals) {
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 16
+    for (int i = 0; i < P * kRegisters; ++i)
+      (&totals.c[m][0][0])[i] = t.resume ? w_load(t.c + m * t.c_row + i * L) : w_set1(0.0f);
+}
+
+template <int M, int P>
+__attribute__((always_inline)) inline void store_totals(const WholeTile& t, const Totals<M, P>& totals) {
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 16
+    for (int i = 0; i < P * kRegisters; ++i) w_store(t.c + m * t.c_row + i * L, (&totals.c[m][0][0])[i]);
+}
+
+template <int M, int P>
 __attribute__((always_inline)) inline void join_group(const WholeTile& t, int64_t group, const Sums<M, P>& sums,
                                                       Totals<M, P>& totals) {
   const float* a_scale = t.a.scales + group * M;
@@ -132,11 +149,7 @@ void whole_tile(const WholeTile& t) {
   const int32_t* a = t.a.words;
   const uint8_t* b = t.b;
   Totals<M, P> totals;
-#pragma GCC unroll 16
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 16
-    for (int i = 0; i < P * kRegisters; ++i)
-      (&totals.c[m][0][0])[i] = t.resume ? w_load(t.c + m * t.c_row + i * L) : w_set1(0.0f);
+  load_totals(t, totals);
   for (int64_t block = 0, group = 0; block < t.blocks; ++group) {
     const int64_t count = t.group_blocks < t.blocks - block ? t.group_blocks : t.blocks - block;
     Sums<M, P> sums;
@@ -153,10 +166,7 @@ void whole_tile(const WholeTile& t) {
     block += count;
     join_group<M, P>(t, group, sums, totals);
   }
-#pragma GCC unroll 16
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 16
-    for (int i = 0; i < P * kRegisters; ++i) w_store(t.c + m * t.c_row + i * L, (&totals.c[m][0][0])[i]);
+  store_totals(t, totals);
 }
 
 // The largest magnitude of `n` values as the bits of a float; 0x7f800000 or more when one is infinite or NaN.

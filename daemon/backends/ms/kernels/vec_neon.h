@@ -1,0 +1,35 @@
+// Registers of four floats: NEON.
+#pragma once
+
+#include <arm_neon.h>
+
+#include "format.h"
+
+namespace mindport {
+namespace {
+
+using W = float32x4_t;
+constexpr int L = 4;
+constexpr int kRowsOfTile = 6;  // most rows a tile takes, and panels it may take without running out of registers
+constexpr int max_width(int rows) { return rows <= 2 ? 2 : 1; }
+constexpr int kPackedWidth = 1;
+
+inline W w_load(const float* p) { return vld1q_f32(p); }
+inline void w_store(float* p, W a) { vst1q_f32(p, a); }
+inline W w_set1(float x) { return vdupq_n_f32(x); }
+inline W w_fma(W a, W b, W c) { return vfmaq_f32(c, a, b); }
+inline W w_add(W a, W b) { return vaddq_f32(a, b); }
+inline W w_sub(W a, W b) { return vsubq_f32(a, b); }
+inline W w_mul(W a, W b) { return vmulq_f32(a, b); }
+inline W w_div(W a, W b) { return vdivq_f32(a, b); }
+// Not vmaxq and vminq: the second when either is NaN, as x86 does.
+inline W w_max(W a, W b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+inline W w_min(W a, W b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
+inline W w_exponent(W t) {
+  return vreinterpretq_f32_u32(vshlq_n_u32(vaddq_u32(vreinterpretq_u32_f32(t), vdupq_n_u32(127)), 23));
+}
+inline W w_load_bfloat16(const uint16_t* p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
+inline W w_load_float16(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+
+}  // namespace
+}  // namespace mindport
