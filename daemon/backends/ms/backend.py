@@ -46,7 +46,7 @@ class MsOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """KV cache in blocks; goes before ``kv_cache_bytes``."""
     prefix_cache: bool = True
     """Sequences with the same beginning share its keys and values."""
-    prefill_slowdown: Annotated[float, msgspec.Meta(gt=1.0)] = 1.7
+    prefill_slowdown: Annotated[float, msgspec.Meta(gt=1.0)] = 1.6
     """How many times as long a step may take that reads prompts beside running answers."""
     max_rows: Positive = 512
     """Tokens of one step."""

@@ -57,7 +57,7 @@ class Runner(Protocol):
 class EngineSettings:
     context_len: int
     max_sequences: int = 16
-    prefill_slowdown: float = 1.7
+    prefill_slowdown: float = 1.6
     prefix_cache: bool = True
 
 
@@ -142,7 +142,7 @@ class Engine:
             if not chunks:
                 raise RuntimeError("there is work, and none of it can be scheduled")
             succeeded = self._compute(chunks)
-            self._pace.observe(sum(chunk.count for chunk in chunks), time.perf_counter() - begun)
+            self._observe(chunks, time.perf_counter() - begun)
         except Exception as error:
             # A defect of ours: who caused it is unknown, and nobody may be left waiting.
             succeeded = False
@@ -152,6 +152,11 @@ class Engine:
         self._failed_steps = 0 if succeeded else self._failed_steps + 1
         if self._failed_steps >= MAX_FAILED_STEPS:
             self._give_up(f"{self._failed_steps} steps failed in a row")
+
+    def _observe(self, chunks: list[Chunk], seconds: float) -> None:
+        answer_rows = sum(chunk.count for chunk in chunks if chunk.answers)
+        prompt_rows = sum(chunk.count for chunk in chunks if not chunk.answers)
+        self._pace.observe(answer_rows, prompt_rows, seconds)
 
     def _compute(self, chunks: list[Chunk]) -> bool:
         """Execute and advance. ``False`` if the runner seems broken: not even one token can be computed."""

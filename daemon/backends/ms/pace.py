@@ -1,13 +1,13 @@
-"""What a step costs by its rows, learned from the steps themselves, and the room this leaves for prompts."""
+"""How long steps take, learned from the steps themselves, and the room that this leaves for prompts."""
 
 from __future__ import annotations
 
 import bisect
 
-_LEAST_ROWS = 8
+_LEAST_ROWS = 2
 """Of prompts, whatever they cost: a prompt must come to an end."""
 _WEIGHT = 0.3
-"""Of the latest step in the running mean."""
+"""Of the latest step in the running means."""
 
 
 class Pace:
@@ -16,43 +16,37 @@ class Pace:
     def __init__(self, slowdown: float) -> None:
         self._slowdown = slowdown
         self._sizes: list[int] = []
-        """Numbers of rows that have been measured, ascending."""
+        """Numbers of answers whose steps were measured without prompts, ascending."""
         self._seconds: dict[int, float] = {}
+        self._row_s: float | None = None
+        """What one more row of a prompt costs. It grows along a long prompt, so only the latest matter."""
 
-    def observe(self, rows: int, seconds: float) -> None:
+    def observe(self, answer_rows: int, prompt_rows: int, seconds: float) -> None:
         """A step of so many rows took so long."""
-        size = _rounded(rows)
-        if size not in self._seconds:
-            bisect.insort(self._sizes, size)
-            self._seconds[size] = seconds
-        self._seconds[size] += _WEIGHT * (seconds - self._seconds[size])
+        if prompt_rows:
+            row_s = max(0.0, seconds - self._without_prompts(answer_rows)) / prompt_rows
+            self._row_s = _mean(self._row_s, row_s)
+            return
+        if answer_rows not in self._seconds:
+            bisect.insort(self._sizes, answer_rows)
+        self._seconds[answer_rows] = _mean(self._seconds.get(answer_rows), seconds)
 
-    def room(self, rows: int) -> int:
-        """Rows of prompts that may join a step with ``rows`` rows of answers."""
-        limit = self._slowdown * self._cost(rows)
-        low, high = rows + _LEAST_ROWS, 2 * (rows + _LEAST_ROWS)
-        while self._sizes and high < 2 * self._sizes[-1] and self._cost(high) <= limit:
-            low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self._cost(middle) <= limit else (low, middle)
-        return max(_LEAST_ROWS, _rounded(low) - rows)
+    def room(self, answer_rows: int) -> int:
+        """Rows of prompts that may join a step with so many rows of answers."""
+        if not self._row_s:
+            return _LEAST_ROWS
+        rows = (self._slowdown - 1.0) * self._without_prompts(answer_rows) / self._row_s
+        return max(_LEAST_ROWS, int(min(rows, 1e6)))
 
-    def _cost(self, rows: int) -> float:
-        """Measured, or on the line between the nearest measurements; beyond them in proportion to rows."""
-        if not self._sizes:
-            return float(rows)
-        index = bisect.bisect_left(self._sizes, rows)
-        if index == len(self._sizes):
-            return self._seconds[self._sizes[-1]] * rows / self._sizes[-1]
-        above = self._sizes[index]
-        if above == rows or index == 0:
-            return self._seconds[above]
-        below = self._sizes[index - 1]
-        share = (rows - below) / (above - below)
-        return self._seconds[below] + share * (self._seconds[above] - self._seconds[below])
+    def _without_prompts(self, rows: int) -> float:
+        """As measured for that many rows, or else for the nearest number of them."""
+        if not self._sizes or not rows:
+            return 0.0
+        index = min(bisect.bisect_left(self._sizes, rows), len(self._sizes) - 1)
+        below = self._sizes[max(0, index - 1)]
+        nearest = min(self._sizes[index], below, key=lambda size: abs(size - rows))
+        return self._seconds[nearest]
 
 
-def _rounded(rows: int) -> int:
-    """Down to four significant bits, so that few sizes occur and each is measured often."""
-    return rows - rows % (1 << max(0, rows.bit_length() - 4))
+def _mean(mean: float | None, value: float) -> float:
+    return value if mean is None else mean + _WEIGHT * (value - mean)

@@ -6,7 +6,7 @@ import bisect
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from daemon.backends.ms.block_manager import BlockManager
 from daemon.backends.ms.segments import Segment
@@ -32,6 +32,8 @@ class Chunk:
     start: int
     count: int
     logit_rows: int
+    answers: bool = False
+    """Goes on with an answer, instead of reading a prompt."""
 
     @property
     def end(self) -> int:
@@ -148,7 +150,7 @@ class Scheduler:
         for sequence in [seq for seq in self._running if seq.remaining == 1]:
             if self._make_room(sequence):
                 self._blocks.append(sequence)
-                chunks += self._cut(sequence, budget, budget.rows)
+                chunks += [replace(chunk, answers=True) for chunk in self._cut(sequence, budget, budget.rows)]
         return chunks
 
     def _make_room(self, sequence: Sequence) -> bool:

@@ -10,61 +10,69 @@ from hypothesis import strategies as st
 
 from daemon.backends.ms.pace import Pace
 
+Cost = Callable[[int, int], float]
+"""Seconds of a step with so many rows of answers and of prompts."""
 
-def learn(pace: Pace, cost: Callable[[int], float], rows: int, steps: int = 60) -> int:
-    """Steps with answers alone and with prompts beside them; the room at the end."""
-    for _ in range(steps):
-        pace.observe(rows, cost(rows))
-        together = rows + pace.room(rows)
-        pace.observe(together, cost(together))
-    return pace.room(rows)
+
+def taught(slowdown: float, cost: Cost, answers: int) -> Pace:
+    """After a prompt read alone and some answers without prompts."""
+    pace = Pace(slowdown)
+    pace.observe(0, 512, cost(0, 512))
+    for _ in range(5):
+        pace.observe(answers, 0, cost(answers, 0))
+    return pace
 
 
 @pytest.mark.parametrize(
     "cost",
     [
-        lambda rows: 0.050 + 0.001 * rows,
-        lambda rows: max(0.060, 0.002 * rows),
-        lambda rows: 0.010 + 0.0005 * rows + (0.004 if rows > 32 else 0),
+        lambda answers, prompts: 0.050 + 0.001 * (answers + prompts),
+        lambda answers, prompts: max(0.060, 0.002 * (answers + prompts)),
+        lambda answers, prompts: 0.010 + 0.0005 * (answers + prompts) + (0.002 if prompts else 0),
     ],
 )
-def test_room_grows_to_the_budget_and_not_beyond(cost: Callable[[int], float]) -> None:
-    pace = Pace(1.7)
-    pace.observe(512, cost(512))
-    room = learn(pace, cost, 8)
-    assert cost(8 + room) <= 1.7 * cost(8)
-    assert cost(int((8 + room) * 1.3)) > 1.7 * cost(8)
+def test_steps_use_their_budget_and_do_not_exceed_it(cost: Cost) -> None:
+    pace = taught(1.7, cost, 8)
+    for _ in range(40):
+        room = pace.room(8)
+        pace.observe(8, room, cost(8, room))
+    assert cost(8, pace.room(8)) <= 1.75 * cost(8, 0)
+    assert cost(8, int(1.2 * pace.room(8)) + 1) > 1.6 * cost(8, 0)
 
 
-def test_never_a_step_far_beyond_the_budget_once_a_prompt_and_an_answer_were_measured() -> None:
-    def cost(rows: int) -> float:
-        return max(0.060, 0.004 * rows)
+def test_room_shrinks_along_a_prompt_whose_rows_grow_dearer() -> None:
+    def cost(answers: int, prompts: int, context: int = 0) -> float:
+        return 0.020 + 0.0005 * answers + prompts * (0.0005 + 1e-6 * context)
 
-    pace = Pace(1.7)
-    pace.observe(512, cost(512))
-    pace.observe(8, cost(8))
-    for _ in range(50):
-        together = 8 + pace.room(8)
-        assert cost(together) <= 1.7 * cost(8)
-        pace.observe(together, cost(together))
+    pace = taught(1.7, cost, 8)
+    context = 0
+    while context < 3000:
+        room = pace.room(8)
+        seconds = cost(8, room, context)
+        assert seconds <= 1.85 * cost(8, 0)
+        pace.observe(8, room, seconds)
+        context += room
 
 
-def test_room_follows_when_the_machine_slows_down() -> None:
+def test_nearest_number_of_answers_stands_for_one_that_was_not_measured() -> None:
     pace = Pace(2.0)
-    before = learn(pace, lambda rows: 0.05 + 0.001 * rows, 8)
-    after = learn(pace, lambda rows: 0.05 + 0.004 * rows, 8)
-    assert after < before / 2
+    pace.observe(0, 100, 0.1)
+    assert pace.room(4) == 2
+    pace.observe(8, 0, 0.020)
+    assert [pace.room(answers) for answers in (1, 8, 30)] == [20, 20, 20]
+    pace.observe(16, 0, 0.040)
+    assert [pace.room(answers) for answers in (1, 11, 13, 30)] == [20, 20, 40, 40]
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 2048), st.floats(1e-6, 10.0)), max_size=40),
+    st.lists(st.tuples(st.integers(0, 64), st.integers(0, 2048), st.floats(0.0, 10.0)), max_size=40),
     st.integers(1, 64),
     st.floats(1.001, 100.0),
 )
 def test_a_prompt_always_comes_to_an_end(
-    measured: list[tuple[int, float]], rows: int, slowdown: float
+    measured: list[tuple[int, int, float]], rows: int, slowdown: float
 ) -> None:
     pace = Pace(slowdown)
-    for size, seconds in measured:
-        pace.observe(size, seconds)
-    assert pace.room(rows) >= 8
+    for answers, prompts, seconds in measured:
+        pace.observe(answers, prompts, seconds)
+    assert pace.room(rows) >= 2
