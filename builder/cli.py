@@ -79,6 +79,7 @@ def list_command(as_json: bool) -> None:
     "builder package --model telechat2_7b --weights W --tokenizer W/tokenizer.model",
     "builder package --model telechat2_7b --yaml my_predict.yaml --dtype bfloat16",
     "builder package --model ./Qwen2.5-0.5B-Instruct --quantize int4",
+    "builder package --model ./Qwen2.5-0.5B-Instruct --adapter ./lora --name my_assistant",
     "builder package --model my_recipe.yaml --out /srv/models --link",
 )
 @cli.command()
@@ -113,6 +114,7 @@ def list_command(as_json: bool) -> None:
     help="Weights that share a scale.  [default: 64 for int8, 32 for int4, by the demo model's relative "
     "errors: 0.6 % and 8.7 %]",
 )
+@click.option("--adapter", type=_PATH, help="A LoRA adapter's folder, to merge into the weights.")
 @click.option("--link", is_flag=True, help="Hard-link the weights instead of copying them.")
 @click.option("--dry-run", is_flag=True, help="Check everything, show the plan, write nothing.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress and no notes.")
@@ -134,7 +136,8 @@ def _order(options: dict[str, Any]) -> Order:
     from builder.package import Order
     from builder.sources import Requested
 
-    requested = Requested(options.pop("weights"), options.pop("tokenizer"), options.pop("yaml"))
+    sources = ("weights", "tokenizer", "yaml", "adapter")
+    requested = Requested(**{name: options.pop(name, None) for name in sources})
     return Order(requested=requested, **options)
 
 

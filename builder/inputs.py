@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from builder.adapters.adapter import Adapter
+from builder.adapters.read import read_adapter
 from builder.architecture import Architecture, Source, checked_value, merge
 from builder.checkpoints.weight_files import Weights, check_tensors, find_weights
 from builder.families import family_named
@@ -44,6 +46,8 @@ class Inputs:
     tokenizer: TokenizerFiles
     quantization: Quantization | None
     """Of the publisher's weights; ``None`` when they are plain."""
+    adapter: Adapter | None = None
+    """To merge into the weights."""
 
     @property
     def parameters(self) -> int:
@@ -95,11 +99,12 @@ def read_inputs(recipe_file: RecipeFile, requested: Requested) -> Inputs:
     if not architecture.problems and weights.files and not weights.problems:
         reader.problems.extend(_tensor_problems(weights, family, architecture, config))
     generation = reader.json(locations.find("generation_config.json"))
+    adapter = _read_adapter(reader, requested.adapter, weights, quantization)
     tokenizer = _read_tokenizer(reader, recipe_file, family, architecture)
     reader.problems.extend(_limit_problems(recipe, family, architecture))
     if reader.problems or tokenizer is None:
         raise fault_of_problems(FaultKind.INVALID_MODEL, f"the inputs of {recipe.name}", reader.problems)
-    read = (yaml, hf_config, generation, architecture, weights, tokenizer, quantization)
+    read = (yaml, hf_config, generation, architecture, weights, tokenizer, quantization, adapter)
     return Inputs(recipe, family, locations, *read)
 
 
@@ -120,6 +125,26 @@ def _read_yaml(reader: _Reader, family: Family) -> ModelYaml | None:
         return None
     reader.problems.extend(yaml.problems)
     return yaml
+
+
+def _read_adapter(
+    reader: _Reader, path: Path | None, weights: Weights, quantization: Quantization | None
+) -> Adapter | None:
+    if path is None:
+        return None
+    if quantization is not None:
+        message = "cannot be merged into quantized weights: their rounding would be lost and done again"
+        remedy = "merge it into the unquantized weights, then add --quantize"
+        reader.problems.append(Problem(str(path), message, remedy))
+        return None
+    try:
+        adapter = read_adapter(path)
+    except Fault as fault:
+        reader.collect(fault)
+        return None
+    if weights.files and not weights.problems:
+        reader.problems.extend(adapter.check(weights))
+    return adapter
 
 
 def _resolve_aliases(family: Family, config: dict[str, Any]) -> dict[str, Any]:

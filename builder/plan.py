@@ -155,10 +155,11 @@ def _plan_weights(
     redundant = frozenset(name for name in inputs.weights.tensors if family.is_redundant(name, values))
     new = quantization if options.quantize else None
     modules = quantized_modules(new, family, values) if new else frozenset()
-    changes = Changes(options.dtype, new, modules, redundant)
+    merges = inputs.adapter.changes if inputs.adapter is not None else {}
+    changes = Changes(options.dtype, new, modules, redundant, merges)
     planned = []
     for file in inputs.weights.files:
-        if new or redundant & {tensor.name for tensor in file.header.tensors}:
+        if new or (redundant | merges.keys()) & {tensor.name for tensor in file.header.tensors}:
             rewritten = rewritten_header(file.header, changes)
             if rewritten is not file.header:
                 planned.append(PlannedWeights(file, "rewrite", rewritten, changes))
@@ -190,6 +191,8 @@ def _notes(inputs: Inputs, dtype: str | None, removed: list[str]) -> list[str]:
                     f"{key}: generation_config.json says {ours!r} and is followed; the yaml says {value!r}"
                 )
     notes.extend(f"{key}: an absolute path was removed from the yaml" for key in removed)
+    if inputs.adapter is not None:
+        notes.append(f"merged the adapter {inputs.adapter}")
     return notes
 
 

@@ -20,6 +20,8 @@ class Requested:
     weights: Path | None = None
     tokenizer: Path | None = None
     yaml: Path | None = None
+    adapter: Path | None = None
+    """To merge."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ def locate(recipe_file: RecipeFile, requested: Requested) -> Locations:
         ("weights", requested.weights),
         ("tokenizer", requested.tokenizer),
         ("yaml", requested.yaml),
+        ("adapter", requested.adapter),
     ):
         if path is not None and not path.exists():
             raise Fault(FaultKind.NOT_FOUND, f"{path} does not exist", f"check --{flag}")

@@ -1,4 +1,4 @@
-"""Writes a weight file anew from the publisher's: matrices quantized, other tensors converted, some left out.
+"""Writes a weight file anew: an adapter merged, matrices quantized, other tensors converted, some left out.
 
 The publisher's file is read once, from front to back, through a buffer of rows; every result goes to its
 place in the new file, where all places are known beforehand. The new file is hashed when it is whole.
@@ -7,14 +7,16 @@ place in the new file, where all places are known beforehand. The new file is ha
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from builder.checkpoints.dtypes import DTYPES, FLOATS, convert_values, widened
+from builder.checkpoints.dtypes import DTYPES, FLOATS, convert_values, narrowed, widened
 from builder.checkpoints.group_quantizer import QuantizedRows, pack, quantize_rows
 from builder.checkpoints.safetensors_header import DTYPE_BYTES, Header, TensorEntry, write_header
 from builder.quantization import PACKED, SCALE, SHAPE, Quantization
@@ -23,6 +25,7 @@ from contract.faults import Fault, FaultKind
 from contract.manifest import FileEntry
 
 if TYPE_CHECKING:
+    from builder.adapters.adapter import Change
     from builder.checkpoints.transfer import Carrier, Transferred
     from builder.plan import PlannedWeights
 
@@ -42,6 +45,8 @@ class Changes:
     """Linear layers to quantize."""
     left_out: frozenset[str] = frozenset()
     """Tensors that the model does not have."""
+    merges: Mapping[str, Change] = field(default_factory=dict)
+    """What an adapter makes of tensors, in float32 and before anything else."""
 
     def outputs(self, tensor: TensorEntry) -> Iterator[TensorEntry]:
         """What becomes of a tensor; places are given later."""
@@ -60,7 +65,7 @@ class Changes:
 def rewritten_header(header: Header, changes: Changes) -> Header:
     """The header of the new file; the same object when nothing changes."""
     outputs = [output for tensor in header.tensors for output in changes.outputs(tensor)]
-    if outputs == list(header.tensors):
+    if outputs == list(header.tensors) and not changes.merges.keys() & {tensor.name for tensor in outputs}:
         return header
     # Widest elements first, as the format's own writer does it: every tensor is aligned.
     outputs.sort(key=lambda tensor: -DTYPE_BYTES[tensor.dtype])
@@ -126,6 +131,8 @@ class _Work:
         quantization = self.weights.changes.quantization
         if tensor.name not in self._places and f"{module}.{PACKED}" in self._places and quantization:
             self._quantize(tensor, module, quantization)
+        elif tensor.name in self.weights.changes.merges:
+            self._merge(tensor)
         else:
             self._convert(tensor)
         start = self.weights.source.header.data_start + tensor.start
@@ -138,6 +145,23 @@ class _Work:
             raw = self.read(min(step, tensor.end - start))
             if place is not None:
                 done += self._write(place, done, convert_values(raw, tensor, place))
+
+    def _merge(self, tensor: TensorEntry) -> None:
+        place, done, first = self._places[tensor.name], 0, 0
+        rows, width = tensor.shape[0], math.prod(tensor.shape[1:])
+        row_bytes = width * DTYPE_BYTES[tensor.dtype]
+        height = max(1, _BUFFER_BYTES // max(1, row_bytes))
+        for first in range(0, rows, height):
+            values = widened(self.read(min(height, rows - first) * row_bytes), tensor.dtype)
+            changed = self._changed(values.reshape(-1, *tensor.shape[1:]), tensor, first)
+            done += self._write(place, done, narrowed(changed, place.dtype))
+
+    def _changed(self, rows: Any, tensor: TensorEntry, first: int) -> Any:
+        """Rows as the adapter leaves them; as they are where it does not touch the tensor."""
+        change = self.weights.changes.merges.get(tensor.name)
+        return (
+            rows if change is None else _finite(change.merged(rows, first), tensor, self.weights.source.path)
+        )
 
     def _quantize(self, tensor: TensorEntry, module: str, quantization: Quantization) -> None:
         import numpy as np
@@ -162,25 +186,27 @@ class _Work:
         before: Iterator[QuantizedRows] = iter(())
         for first in range(0, rows, height):
             raw = self.read(min(height, rows - first) * row_bytes)
-            started = self._rounded(tensor, raw, quantization, scale_dtype)
+            started = self._rounded((tensor, first), raw, quantization, scale_dtype)
             yield from before
             before = started
         yield from before
 
     def _rounded(
-        self, tensor: TensorEntry, raw: bytes, quantization: Quantization, scale_dtype: str
+        self, place: tuple[TensorEntry, int], raw: bytes, quantization: Quantization, scale_dtype: str
     ) -> Iterator[QuantizedRows]:
         """The rows of a buffer, block by block, in order; work on them begins at once."""
+        tensor, first = place
         columns = tensor.shape[1]
-        size = max(1, _BLOCK_ELEMENTS // columns) * columns * DTYPE_BYTES[tensor.dtype]
+        height = max(1, _BLOCK_ELEMENTS // columns)
+        size = height * columns * DTYPE_BYTES[tensor.dtype]
         blocks = [memoryview(raw)[start : start + size] for start in range(0, len(raw), size)]
 
-        def round_block(block: memoryview) -> QuantizedRows:
+        def round_block(number: int, block: memoryview) -> QuantizedRows:
             values = _finite(widened(block, tensor.dtype), tensor, self.weights.source.path)
-            rows = values.reshape(-1, columns)
+            rows = self._changed(values.reshape(-1, columns), tensor, first + number * height)
             return quantize_rows(rows, quantization.bits, quantization.group, scale_dtype)
 
-        return self.pool.map(round_block, blocks)
+        return self.pool.map(round_block, itertools.count(), blocks)
 
     def _write(self, place: TensorEntry, offset: int, data: bytes) -> int:
         start = self.weights.header.data_start + place.start + offset

@@ -17,7 +17,7 @@ Ask = Callable[[str, Path], Any]
 
 @pytest.fixture(scope="session")
 def ask() -> Ask:
-    """Runs a program with a folder as its argument; what it prints last is its answer, in JSON."""
+    """Runs a program in a folder that is its argument; what it prints last is its answer, in JSON."""
     venv = Path(os.environ.get("ENGINES_VENV", ".venv-engines"))
     python = ROOT / venv / "bin" / "python"
     if not (ROOT / venv / "engines-installed").is_file():
