@@ -48,8 +48,6 @@ def recipe_of_folder(folder: Path, name: str | None = None) -> RecipeFile:
         family=family.name,
         publisher=Publisher(name="its publisher"),
         sources=Sources(root="recipe", folder="."),
-        network=family.network,
-        yaml_template=family.yaml_template,
         prompt=PromptForm(chat_template=family.chat_template),
     )
     return RecipeFile(recipe=recipe, folder=folder, from_folder=True)

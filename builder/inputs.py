@@ -94,6 +94,7 @@ def read_inputs(recipe_file: RecipeFile, requested: Requested) -> Inputs:
     reader.problems.extend(_config_problems(family, hf_config))
     architecture = _merge(recipe, family, yaml, hf_config)
     reader.problems.extend(architecture.problems)
+    reader.problems.extend(family.refuse({**hf_config, **architecture.values}))
     weights = find_weights(locations.weights)
     reader.problems.extend(weights.problems)
     if not architecture.problems and weights.files and not weights.problems:
@@ -167,7 +168,6 @@ def _config_problems(family: Family, config: dict[str, Any]) -> list[Problem]:
             _, expected = checked_value(rule.kind, value)
             if expected:
                 problems.append(Problem(f"config.json  {rule.hf}", f"is {value!r}", f"write {expected}"))
-    problems.extend(family.refuse(config))
     return problems
 
 
@@ -208,7 +208,7 @@ def _read_tokenizer(
     known = {role: found for role, found in ids.items() if found is not None}
     try:
         template = _outer_template(reader, recipe)
-        vocab_size = values.get("vocab_size", 2**31)
+        vocab_size = values.get(family.vocab, 2**31)
         inputs = TokenizerInputs(
             path=reader.locations.tokenizer,
             config=config,
@@ -217,6 +217,8 @@ def _read_tokenizer(
             token_ids=known,
             end_ids=_all_ids(values.get("eos_token_id")),
             adds_bos=family.adds_bos,
+            control_tokens=_control_tokens(family, vocab_size),
+            prefix=family.prefix,
             names_the_end=recipe_file.from_folder,
         )
         tokenizer = build_tokenizer(inputs)
@@ -229,6 +231,11 @@ def _read_tokenizer(
         return None
     reader.problems.extend(tokenizer.problems)
     return tokenizer
+
+
+def _control_tokens(family: Family, vocab_size: int) -> Mapping[int, str]:
+    published = family.control_tokens
+    return published.names if published is not None and published.vocab_size == vocab_size else {}
 
 
 def _outer_template(reader: _Reader, recipe: Recipe) -> tuple[str, str] | None:

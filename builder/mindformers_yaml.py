@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from builder.architecture import Source, checked_value
-from builder.families.base import Family
+from builder.families.base import Family, Kind
 from builder.nearest import did_you_mean
 from builder.yaml_document import YamlDocument, read_yaml
 from contract.faults import FaultKind, Problem
@@ -41,11 +41,16 @@ class ModelYaml:
         """What the yaml says about the architecture, under config.json names."""
         values = {}
         for rule in self.family.fields:
-            if rule.yaml is not None and self.model_config.get(rule.yaml) is not None:
-                values[rule.hf], _ = checked_value(rule.kind, self.model_config[rule.yaml])
+            said = self._value(rule.yaml) if rule.yaml is not None else None
+            if said is not None:
+                values[rule.hf], _ = checked_value(rule.kind, said)
         if "extend_method" in values:
             values["extend_method"] = extension(values["extend_method"])
         return Source(self.document.name, values)
+
+    def _value(self, key: str) -> Any:
+        block, _, inner = key.rpartition(".")
+        return (self.document.mapping_at(block) if block else self.model_config).get(inner)
 
     def generation(self) -> dict[str, Any]:
         """Sampling defaults, under generation_config.json names."""
@@ -66,17 +71,22 @@ class ModelYaml:
         if stated is not None and stated not in self.family.yaml_types:
             expected = f"the recipe's family {self.family.name} is {self.family.yaml_types[0]}"
             problems.append(Problem(where(("model", "model_config", "type")), f"is {stated!r}", expected))
-        for key, value in self.model_config.items():
-            place = where(("model", "model_config", key))
-            kind = self.family.yaml_keys.get(key)
+        problems.extend(self._check_keys(("model", "model_config"), self.family.yaml_keys))
+        for block, keys in self.family.yaml_blocks.items():
+            problems.extend(self._check_keys((block,), keys))
+        problems.extend(self._check_blocks())
+        return problems
+
+    def _check_keys(self, path: tuple[str, ...], kinds: Mapping[str, Kind]) -> Iterator[Problem]:
+        for key, value in self.document.mapping_at(*path).items():
+            place = self.document.where((*path, key))
+            kind = kinds.get(key)
             if kind is None:
-                problems.append(Problem(place, "unknown key", did_you_mean(str(key), self.family.yaml_keys)))
+                yield Problem(place, "unknown key", did_you_mean(str(key), kinds))
             elif value is not None:
                 _, expected = checked_value(kind, value)
                 if expected:
-                    problems.append(Problem(place, f"is {value!r}", f"write {expected}"))
-        problems.extend(self._check_blocks())
-        return problems
+                    yield Problem(place, f"is {value!r}", f"write {expected}")
 
     def _check_blocks(self) -> list[Problem]:
         size, count = self.model_config.get("block_size"), self.model_config.get("num_blocks")
@@ -113,13 +123,18 @@ def package_yaml(
     removed: list[str] = []
     data = _without_absolute_paths(base, "", removed)
     data["load_checkpoint"] = "./"
-    model_config = data.setdefault("model", {}).setdefault("model_config", {})
+    model = data.setdefault("model", {})
+    model["model_config"] = {"type": family.yaml_types[0], **model.get("model_config", {})}
+    model.setdefault("arch", {}).setdefault("type", family.yaml_arch)
+    model_config = model["model_config"]
     model_config.update(family.yaml_values)
     for rule in family.fields:
         if rule.yaml is None or rule.hf not in values:
             continue
-        if rule.yaml in model_config or rule.required or values[rule.hf] != rule.default:
-            model_config[rule.yaml] = values[rule.hf]
+        block, _, key = rule.yaml.rpartition(".")
+        place = data.setdefault(block, {}) if block else model_config
+        if key in place or rule.required or values[rule.hf] != rule.default:
+            place[key] = values[rule.hf]
     if "extend_method" in model_config or values.get("extend_method"):
         model_config["extend_method"] = values.get("extend_method") or "None"
     tokenizer = data.setdefault("processor", {}).setdefault("tokenizer", {})

@@ -83,7 +83,7 @@ def plan_order(order: Order) -> tuple[Inputs, Plan]:
     recipe_file = find_recipe(order.model, order.name)
     recipe = recipe_file.recipe
     inputs = read_inputs(recipe_file, order.requested)
-    path, known = shipped_network(recipe.network)
+    path, known = shipped_network(recipe.network or inputs.family.network)
     name = order.name or recipe.name
     options = Options(name, order.dtype, order.link, order.quantize, order.group_size)
     plan = build_plan(inputs, options, Network(known, path.read_bytes()), _yaml_base(inputs))
@@ -93,7 +93,7 @@ def plan_order(order: Order) -> tuple[Inputs, Plan]:
 def _yaml_base(inputs: Inputs) -> Mapping[str, Any]:
     if inputs.yaml is not None:
         return inputs.yaml.document.data
-    template = TEMPLATES_FOLDER / Path(inputs.recipe.yaml_template).name
+    template = TEMPLATES_FOLDER / Path(inputs.recipe.yaml_template or inputs.family.yaml_template).name
     return read_yaml(template, FaultKind.INVALID_CONFIG).data
 
 

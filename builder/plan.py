@@ -232,7 +232,7 @@ def _card(
             "weight_files": len(inputs.weights.files),
             "dtype": str(quantization or serving.dtype),
             "quantized": quantization is not None,
-            "vocab_size": inputs.architecture.values["vocab_size"],
+            "vocab_size": inputs.architecture.values[inputs.family.vocab],
             "max_seq_len": serving.limits.max_seq_len,
             "max_input_tokens": serving.limits.max_input_tokens,
             "kv_per_token": size_text(foreseen.kv_bytes_per_token),

@@ -23,7 +23,6 @@ DEFAULT_GROUPS: Mapping[int, int] = MappingProxyType({8: 64, 4: 32})
 0.52, 0.58 and 0.64 % at 8 bits, where a larger group costs next to nothing; 8.7, 9.5 and 10.2 % at 4 bits,
 where a quarter of a bit buys a tenth of the error.
 """
-HEAD = "lm_head"
 PACKED, SCALE, SHAPE = "weight_packed", "weight_scale", "weight_shape"
 _KEY = "quantization_config"
 _FORMAT = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
@@ -93,9 +92,9 @@ def plan_quantization(
     bits = METHODS[method]
     chosen = group or DEFAULT_GROUPS[bits]
     modules = dict(family.linear_modules(config))
-    kept = {name for name, width in modules.items() if width % chosen or (name == HEAD and bits < 8)}
-    if HEAD not in modules:
-        kept.add(HEAD)  # it shares the embedding's table, and other engines still see a linear layer
+    kept = {name for name, width in modules.items() if width % chosen or (name == family.head and bits < 8)}
+    if family.head not in modules:
+        kept.add(family.head)  # it shares the embedding's table, and other engines still see a linear layer
     if kept >= modules.keys():
         message = f"no layer of the model has a width that groups of {chosen} divide"
         raise Fault(FaultKind.UNSUPPORTED, message, "choose a smaller --group-size, or leave out --quantize")

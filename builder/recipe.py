@@ -59,10 +59,10 @@ class Recipe(_Closed):
     family: str
     publisher: Publisher
     sources: Sources
-    network: str
-    """File of the ``ms`` backend's network."""
-    yaml_template: str
-    """File in builder/templates: the mindformers yaml when the user brings none."""
+    network: str | None = None
+    """File of the ``ms`` backend's network; by default the family's."""
+    yaml_template: str | None = None
+    """File in builder/templates: the mindformers yaml when the user brings none; by default the family's."""
     architecture: dict[str, Any] = {}
     """HuggingFace names and values; the weakest of the three sources."""
     generation: dict[str, Any] = {}

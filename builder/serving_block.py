@@ -53,6 +53,7 @@ def serving_block(inputs: Inputs, dtype: str, network: KnownNetwork) -> Serving:
         prompt=Prompt(
             chat_template="chat_template.jinja" if inputs.tokenizer.has_template else None,
             add_bos=inputs.tokenizer.add_bos,
+            prefix_ids=list(inputs.tokenizer.prefix_ids),
         ),
         tokenizer="tokenizer.json",
         bos_token_id=values.get("bos_token_id"),

@@ -28,6 +28,8 @@ KNOWN_NETWORKS: Mapping[str, KnownNetwork] = MappingProxyType(
         # generated: begin
         "69b0f1b094ed1a6d15ae935e7ccf60d2ca5e24743cfeb870fd569a1f7fca41ac": KnownNetwork("telechat2.py", 1),
         "4446142f981204bff90b944ff0da66b6c5675bfba0dbe4f2177a1fea03957911": KnownNetwork("llama.py", 1),
+        "d7a99d6e4de02f36c1d78d06f9ba2e00aa2b82339747d2486ff49233d8f49f7f": KnownNetwork("decoder.py", 1),
+        "e7b608e7e15916e9990b759b11d1e6a7b7ec46d94f73da26bed0ce7083163754": KnownNetwork("telechat2.py", 1),
         # generated: end
     }
 )

@@ -29,6 +29,8 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """File with the model's jinja2 chat template; ``None``: the model has no chat form."""
     add_bos: bool = False
     """A raw prompt gets the beginning token in front."""
+    prefix_ids: list[int] = []
+    """A raw prompt gets these tokens in front, unless it begins with them."""
 
 
 class Serving(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -6,14 +6,33 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from builder.families.baichuan import BAICHUAN
 from builder.families.base import Family
-from builder.families.llama import LLAMA, QWEN2
+from builder.families.chatglm import CHATGLM
+from builder.families.fm9g import FM9G
+from builder.families.internlm import INTERNLM2, INTERNLM3
+from builder.families.llama import LLAMA, MISTRAL
+from builder.families.qwen import QWEN2, QWEN3
 from builder.families.telechat import TELECHAT
 from builder.nearest import did_you_mean
 from contract.faults import Fault, FaultKind
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
-    {family.name: family for family in (TELECHAT, LLAMA, QWEN2)}
+    {
+        family.name: family
+        for family in (
+            TELECHAT,
+            LLAMA,
+            QWEN2,
+            QWEN3,
+            MISTRAL,
+            INTERNLM2,
+            INTERNLM3,
+            FM9G,
+            CHATGLM,
+            BAICHUAN,
+        )
+    }
 )
 
 

@@ -22,7 +22,7 @@ class FieldRule:
     """Its key in config.json."""
     kind: Kind
     yaml: str | None = None
-    """Its key in the mindformers ``model_config``."""
+    """Its key in the mindformers ``model_config``; ``block.key`` in one of the family's ``yaml_blocks``."""
     required: bool = False
     default: Any = None
     """When no source has it; ``None`` leaves it out."""
@@ -33,7 +33,10 @@ class FieldRule:
 
 @dataclass(frozen=True)
 class TensorRule:
-    """Name pattern -> shape. ``{layer}`` is each layer; a dimension multiplies config keys and numbers."""
+    """Name pattern -> shape. ``{layer}`` is each layer, ``{expert}`` each expert of it.
+
+    A dimension is a sum of products of config keys and numbers: ``heads*head_dim+2*kv_heads*head_dim``.
+    """
 
     pattern: str
     shape: tuple[str, ...]
@@ -43,6 +46,15 @@ class TensorRule:
     """Present only when this config key is true."""
     linear: bool = False
     """The matrix of a linear layer: what quantization is for."""
+
+
+@dataclass(frozen=True)
+class ControlTokens:
+    """Control strings of a published vocabulary, where its tokenizer_config.json may not name them."""
+
+    vocab_size: int
+    """Only of vocabularies of this size."""
+    names: Mapping[int, str]
 
 
 @dataclass(frozen=True)
@@ -71,12 +83,24 @@ class Family:
     """File of the ``ms`` backend's network."""
     yaml_template: str
     """File in builder/templates: the mindformers yaml when the user brings none."""
+    yaml_arch: str
+    """``arch.type`` of the mindformers yaml."""
+    head: str = "lm_head"
+    """The linear layer that makes logits."""
+    vocab: str = "vocab_size"
+    experts: str = "num_experts"
+    """The config key that counts the experts of a layer."""
     other_model_types: tuple[str, ...] = ()
     """Further accepted ``model_type`` values."""
+    yaml_blocks: Mapping[str, Mapping[str, Kind]] = field(default_factory=dict)
+    """Further blocks of the yaml, beside ``model``, with every key they may have."""
     yaml_values: Mapping[str, Any] = field(default_factory=dict)
     """What every ``model_config`` of this family says."""
     adds_bos: bool = False
     """A SentencePiece tokenizer of this family puts the beginning token first unless its config says no."""
+    control_tokens: ControlTokens | None = None
+    prefix: tuple[str, ...] = ()
+    """Control strings that begin every text."""
     chat_template: str | None = None
     """File in builder/templates, for a folder that brings none."""
     ignored_tensors: tuple[str, ...] = ()
@@ -100,8 +124,9 @@ class Family:
     def expected_tensors(self, config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Name and shape of every tensor that a checkpoint of this config must have."""
         for rule in self.tensors:
-            shape = tuple(self._dimension(text, config) for text in rule.shape)
-            for name in self._names(rule, config):
+            names = list(self._names(rule, config))
+            shape = tuple(self._dimension(text, config) for text in rule.shape) if names else ()
+            for name in names:
                 yield name, shape
 
     def linear_modules(self, config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
@@ -116,7 +141,9 @@ class Family:
         if absent or (rule.when is not None and not config.get(rule.when)):
             return
         for layer in range(int(config[self.layers])) if "{layer}" in rule.pattern else (0,):
-            yield rule.pattern.replace("{layer}", str(layer))
+            name = rule.pattern.replace("{layer}", str(layer))
+            for expert in range(int(config[self.experts])) if "{expert}" in name else (0,):
+                yield name.replace("{expert}", str(expert))
 
     def is_redundant(self, tensor: str, config: Mapping[str, Any]) -> bool:
         """Whether a config of this family goes without a tensor that others need: a tied head."""
@@ -131,7 +158,10 @@ class Family:
 
     def _dimension(self, text: str, config: Mapping[str, Any]) -> int:
         values = {**config, "head_dim": self.head_dim(config)}
-        return math.prod(int(part) if part.isdigit() else int(values[part]) for part in text.split("*"))
+        return sum(
+            math.prod(int(part) if part.isdigit() else int(values[part]) for part in term.split("*"))
+            for term in text.split("+")
+        )
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class AddedTokens:
 
     names: Mapping[int, str]
     """Id -> text of tokens that are cut out of the text, by their published name."""
-    begin_id: int | None = None
+    begin_ids: tuple[int, ...] = ()
     """Put in front of every text when the publisher's tokenizer does so."""
 
 
@@ -67,11 +67,13 @@ def convert(model: SentencePieceModel, added: AddedTokens) -> Tokenizer:
             raise Fault(
                 FaultKind.INVALID_MODEL, message, "correct added_tokens_decoder in tokenizer_config.json"
             )
-    if added.begin_id is not None:
-        begin = next(text for text, index in specials.items() if index == added.begin_id)
-        template = processors.TemplateProcessing
-        tokenizer.post_processor = template(
-            f"{begin} $A", f"{begin} $A {begin} $B", [(begin, added.begin_id)]
+    if added.begin_ids:
+        begins = [
+            (text, index) for index in added.begin_ids for text, own in specials.items() if own == index
+        ]
+        begin = " ".join(text for text, _ in begins)
+        tokenizer.post_processor = processors.TemplateProcessing(
+            f"{begin} $A", f"{begin} $A {begin} $B", begins
         )
     return tokenizer
 

@@ -38,6 +38,10 @@ class TokenizerInputs:
     """``bos``, ``eos``, ``pad``, ``unk`` -> id, as the model's config has them; of several the first."""
     end_ids: tuple[int, ...] = ()
     """All ends that the model's config has."""
+    control_tokens: Mapping[int, str] = field(default_factory=dict)
+    """Id -> control string, for ids that the tokenizer's config does not name."""
+    prefix: tuple[str, ...] = ()
+    """Control strings that begin every text."""
     adds_bos: bool = False
     """What a SentencePiece tokenizer does when its config does not say."""
     names_the_end: bool = False
@@ -49,6 +53,8 @@ class TokenizerFiles:
     files: dict[str, bytes]
     pieces: int = 0
     add_bos: bool = False
+    prefix_ids: tuple[int, ...] = ()
+    """What begins every text, where that is more than the beginning token."""
     has_template: bool = False
     vocab_file: str | None = None
     """The SentencePiece file, if there is one."""
@@ -73,6 +79,10 @@ def build_tokenizer(inputs: TokenizerInputs) -> TokenizerFiles:
             Problem(str(inputs.path), message, "take the tokenizer that the model was trained with")
         )
     problems.extend(_id_problems(inputs, tokenizer))
+    prefix = [tokenizer.token_to_id(text) for text in inputs.prefix]
+    if None in prefix:
+        message = f"lacks {' or '.join(inputs.prefix)}, with which the model's texts begin"
+        problems.append(Problem(str(inputs.path), message, "take the tokenizer of this model"))
     files[TOKENIZER_CONFIG] = canonical_json(_config(inputs, tokenizer, template))
     if template is not None:
         files[CHAT_TEMPLATE] = template[1].encode()
@@ -81,6 +91,7 @@ def build_tokenizer(inputs: TokenizerInputs) -> TokenizerFiles:
         found,
         files=files,
         pieces=pieces,
+        prefix_ids=tuple(index for index in prefix if index is not None),
         has_template=template is not None,
         eos_id=tokenizer.token_to_id(end) if end else None,
         problems=tuple(problems),
@@ -133,7 +144,7 @@ def _read_tokenizer_json(path: Path) -> Tokenizer:
 
 def _added_tokens(inputs: TokenizerInputs, pieces: int, add_bos: bool) -> AddedTokens:
     """Tokens that tokenizer_config.json names: other names of pieces, and tokens behind the last piece."""
-    names: dict[int, str] = {}
+    names = dict(inputs.control_tokens)
     table = inputs.config.get("added_tokens_decoder")
     for key, entry in (table if isinstance(table, dict) else {}).items():
         text = entry.get("content") if isinstance(entry, dict) else entry
@@ -144,7 +155,10 @@ def _added_tokens(inputs: TokenizerInputs, pieces: int, add_bos: bool) -> AddedT
         message = f"added_tokens_decoder continues the {pieces} pieces with the ids {gaps[:8]}"
         hint = "the ids behind the last piece must follow without a gap; correct tokenizer_config.json"
         raise Fault(FaultKind.INVALID_MODEL, message, hint)
-    return AddedTokens(dict(sorted(names.items())), inputs.token_ids.get("bos") if add_bos else None)
+    begin = inputs.token_ids.get("bos") if add_bos else None
+    ids = {text: index for index, text in names.items()}
+    prefix = [ids[text] for text in inputs.prefix if text in ids] or ([] if begin is None else [begin])
+    return AddedTokens(dict(sorted(names.items())), tuple(prefix))
 
 
 def _chat_template(inputs: TokenizerInputs) -> tuple[str, str] | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from contract.faults import Fault, FaultKind
 from contract.generation import GenerateRequest
+from contract.serving import Serving
 from daemon.backends.base import ModelInfo
 from daemon.service.text_model import TextModel
 
@@ -42,10 +43,18 @@ async def build_prompt(request: GenerateRequest, model: TextModel, info: ModelIn
 async def of_text(text: str, model: TextModel, name: str) -> Prompt:
     """A raw prompt: control strings become their ids."""
     ids = await model.need_tokenizer(name).encode(text)
-    bos = model.serving.bos_token_id
-    if model.serving.prompt.add_bos and bos is not None and ids[:1] != [bos]:
-        ids = [bos, *ids]
+    begin = _beginning(model.serving)
+    if ids[: len(begin)] != begin:
+        ids = [*begin, *ids]
     return Prompt(token_ids=ids, text=text)
+
+
+def _beginning(serving: Serving) -> list[int]:
+    """What the model expects in front of a raw prompt."""
+    if serving.prompt.prefix_ids:
+        return serving.prompt.prefix_ids
+    bos = serving.bos_token_id
+    return [bos] if serving.prompt.add_bos and bos is not None else []
 
 
 async def _of_chat(request: GenerateRequest, model: TextModel, info: ModelInfo, name: str) -> Prompt:

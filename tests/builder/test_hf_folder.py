@@ -37,7 +37,7 @@ def test_a_folder_is_a_model(builder: Builder, tmp_path: Path, config: Any, fami
     assert place == tmp_path / "out" / "My-Model-1.5B" / "1"
     assert {key: written[key] for key in config} == dict(config)
     serving = read_serving(place)
-    assert (serving.family, serving.network, serving.dtype) == (family, "llama.py", "float32")
+    assert (serving.family, serving.network, serving.dtype) == (family, "decoder.py", "float32")
     assert serving.limits.max_seq_len == config["max_position_embeddings"]
     assert serving.prompt.chat_template == "chat_template.jinja"
     assert serving.prompt.add_bos is (family == "llama")
@@ -48,7 +48,7 @@ def test_a_folder_is_a_model(builder: Builder, tmp_path: Path, config: Any, fami
     generation = json.loads((place / "generation_config.json").read_text())
     assert (generation["eos_token_id"], generation["top_p"]) == ([1, 2], 0.9)
     manifest = json.loads((place / "manifest.json").read_text())
-    assert is_known(manifest["files"]["llama.py"]["sha256"])
+    assert is_known(manifest["files"]["decoder.py"]["sha256"])
     for command in ("check", "verify", "inspect"):
         assert builder(command, place).code == 0
 
@@ -148,16 +148,29 @@ def refused(builder: Builder, tmp_path: Path, config: Any, **files: Any) -> Run:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({**LLAMA3, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling: is 'llama3'"),
-        ({**LLAMA3, "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling: is 'linear'"),
-        ({**LLAMA3, "rope_parameters": {"rope_type": "yarn"}}, "rope_scaling: is 'yarn'"),
+        (
+            {**LLAMA3, "rope_scaling": {"rope_type": "su", "factor": 8.0}},
+            "rope_scaling: is 'su'; the network",
+        ),
+        ({**LLAMA3, "rope_scaling": {"type": "linear"}}, "'linear' needs a positive number factor"),
+        ({**LLAMA3, "rope_parameters": {"rope_type": "yarn", "factor": "4"}}, "rope_scaling.factor: 'yarn'"),
+        ({**LLAMA3, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "number low_freq_factor"),
+        ({**LLAMA3, "rope_scaling": {"rope_type": "longrope"}}, "needs the lists short_factor"),
+        ({**LLAMA3, "rope_scaling": 2}, "rope_scaling: is 2"),
         ({**LLAMA3, "hidden_act": "gelu"}, "hidden_act: is 'gelu'"),
         ({**LLAMA3, "partial_rotary_factor": 0.5}, "partial_rotary_factor: is not 1"),
         ({**LLAMA3, "num_attention_heads": 5}, "is not a multiple of"),
         ({**LLAMA3, "num_hidden_layers": 3}, "tensors are missing"),
         ({**LLAMA3, "vocab_size": 280}, "tokenizer.json"),
-        ({**QWEN, "use_sliding_window": True}, "sliding_window: is used"),
-        ({**QWEN, "layer_types": ["full_attention", "sliding_attention"]}, "sliding_window: is used"),
+        (
+            {**QWEN, "layer_types": ["full_attention", "linear_attention"]},
+            "layer_types: has linear_attention",
+        ),
+        ({**QWEN, "layer_types": ["full_attention"]}, "layer_types: names 1 layers, there are 2"),
+        (
+            {**QWEN, "sliding_window": None, "layer_types": ["full_attention", "sliding_attention"]},
+            "sliding_window: is not set",
+        ),
     ],
 )
 def test_what_would_be_computed_wrongly_is_refused(
@@ -172,19 +185,21 @@ def test_what_would_be_computed_wrongly_is_refused(
     "change",
     [
         {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},
         {"rope_scaling": None},
-        {"use_sliding_window": True, "max_window_layers": 2},
+        {"use_sliding_window": True, "max_window_layers": 1},
+        {"layer_types": ["full_attention", "sliding_attention"]},
     ],
 )
-def test_what_changes_nothing_is_accepted(builder: Builder, tmp_path: Path, change: Any) -> None:
+def test_what_the_network_computes_is_accepted(builder: Builder, tmp_path: Path, change: Any) -> None:
     packaged(builder, tmp_path, write_folder(tmp_path / "m", {**QWEN, **change}))
 
 
 def test_an_unknown_family_names_the_known_ones(builder: Builder, tmp_path: Path) -> None:
-    config = {**LLAMA3, "architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+    config = {**LLAMA3, "architectures": ["PhiForCausalLM"], "model_type": "phi"}
     run = refused(builder, tmp_path, config)
     assert run.code == 2
-    assert "architectures ['MistralForCausalLM'], which MindPort has no network for" in run.err
+    assert "architectures ['PhiForCausalLM'], which MindPort has no network for" in run.err
     for name in ("telechat", "llama (LlamaForCausalLM)", "qwen2 (Qwen2ForCausalLM)"):
         assert name in run.err
     (tmp_path / "m" / "config.json").write_text(json.dumps({"model_type": "gpt2"}))

@@ -43,9 +43,10 @@ def test_the_known_recipes(name: str) -> None:
     recipe = find_recipe(name).recipe
     assert recipe.name == name
     family = family_named(recipe.family)
-    assert (TEMPLATES_FOLDER / recipe.yaml_template).is_file()
+    assert (TEMPLATES_FOLDER / (recipe.yaml_template or family.yaml_template)).is_file()
     assert recipe.prompt.chat_template is None or (TEMPLATES_FOLDER / recipe.prompt.chat_template).is_file()
-    assert shipped_network(recipe.network)[1].name == recipe.network
+    network = recipe.network or family.network
+    assert shipped_network(network)[1].name == network
     known = {rule.hf for rule in family.fields}
     assert set(recipe.architecture) <= known
 

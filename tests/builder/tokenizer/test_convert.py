@@ -174,7 +174,7 @@ def test_renamed_and_further_tokens() -> None:
 
 def test_begin_token_in_front_when_asked() -> None:
     built = case("bpe", True, True, "identity")
-    tokenizer = convert(built.model, AddedTokens({}, begin_id=1))
+    tokenizer = convert(built.model, AddedTokens({}, begin_ids=(1,)))
     assert tokenizer.encode("a").ids == [1, *built.oracle.encode("a")]
     assert tokenizer.encode("a", add_special_tokens=False).ids == built.oracle.encode("a")
 

@@ -1,7 +1,8 @@
-"""TeleChat2, the dense models (3B, 7B, 35B, 115B): a pre-norm decoder with SwiGLU and rotary embedding.
+"""TeleChat2 (3B, 7B, 35B, 115B, 39B-A12B): a pre-norm decoder with SwiGLU and rotary embedding.
 
 Copied verbatim into model directories. Keys and values are stored packed per head; only the output
-projections have a bias; beyond the training length the rotary base grows with the prompt (dynamic NTK).
+projections have a bias; beyond the training length the rotary base grows with the prompt (dynamic NTK). Where
+the config counts experts, each layer's feed-forward is a mixture of them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from daemon.backends.ms.layers import (
     Embedding,
     FeedForward,
     LMHead,
+    MoE,
+    MoEOptions,
     Tensor,
     dynamic_ntk,
 )
@@ -38,37 +41,14 @@ class Network(nn.Cell):  # type: ignore[misc]  # MindSpore is untyped
         self.embedding = Embedding(device, shape, "transformer.word_embeddings.weight")
         blocks: list[nn.Cell] = []
         for layer in range(shape.layers):
-            blocks += self._layer(f"transformer.h.{layer}", device, shape)
+            name = f"transformer.h.{layer}"
+            feed_forward = (
+                _mixture(name, device, shape, config) if shape.experts else _dense(name, device, shape)
+            )
+            blocks += [_attention(name, device, shape), feed_forward]
         self.blocks = nn.CellList(blocks)
-        self.head = LMHead(device, shape, "transformer.ln_f.weight", "lm_head.weight")
-
-    @staticmethod
-    def _layer(name: str, device: Device, shape: DecoderShape) -> list[nn.Cell]:
-        attention, mlp = f"{name}.self_attention", f"{name}.mlp"
-        return [
-            AttentionBlock(
-                device,
-                shape,
-                norm=f"{name}.input_layernorm.weight",
-                tensors=[
-                    Tensor(f"{attention}.query.weight", ("q",)),
-                    Tensor(f"{attention}.key_value.weight", ("k", "v"), groups=shape.kv_heads),
-                    Tensor(f"{attention}.dense.weight", ("o",)),
-                    Tensor(f"{attention}.dense.bias", ("o_bias",)),
-                ],
-            ),
-            FeedForward(
-                device,
-                shape,
-                norm=f"{name}.post_attention_layernorm.weight",
-                tensors=[
-                    Tensor(f"{mlp}.gate_proj.weight", ("gate",)),
-                    Tensor(f"{mlp}.up_proj.weight", ("up",)),
-                    Tensor(f"{mlp}.down_proj.weight", ("down",)),
-                    Tensor(f"{mlp}.down_proj.bias", ("down_bias",)),
-                ],
-            ),
-        ]
+        table = self.embedding if config.get("tie_word_embeddings") else "lm_head.weight"
+        self.head = LMHead(device, shape, "transformer.ln_f.weight", table)
 
     def rope_for(self, prompt_len: int) -> tuple[float, float]:
         """Rotary base and the factor of cos and sin, fixed for a sequence when its prompt is known."""
@@ -81,3 +61,38 @@ class Network(nn.Cell):  # type: ignore[misc]  # MindSpore is untyped
         for block in self.blocks:
             x = block(x, step)
         return self.head(x, step)
+
+
+def _attention(name: str, device: Device, shape: DecoderShape) -> AttentionBlock:
+    prefix = f"{name}.self_attention"
+    tensors = [
+        Tensor(f"{prefix}.query.weight", ("q",)),
+        Tensor(f"{prefix}.key_value.weight", ("k", "v"), groups=shape.kv_heads),
+        Tensor(f"{prefix}.dense.weight", ("o",)),
+        Tensor(f"{prefix}.dense.bias", ("o_bias",)),
+    ]
+    return AttentionBlock(device, shape, f"{name}.input_layernorm.weight", tensors)
+
+
+def _dense(name: str, device: Device, shape: DecoderShape) -> FeedForward:
+    norm = f"{name}.post_attention_layernorm.weight"
+    return FeedForward(device, shape, norm, _matrices(f"{name}.mlp"))
+
+
+def _mixture(name: str, device: Device, shape: DecoderShape, config: Mapping[str, Any]) -> MoE:
+    norm, router = f"{name}.post_attention_layernorm.weight", f"{name}.mlp.router.weight"
+    experts = [_matrices(f"{name}.mlp.local_experts.{expert}") for expert in range(shape.experts)]
+    renormalise = config.get("norm_topk_prob") is not False and shape.active_experts > 1
+    return MoE(
+        device, shape, norm, router, experts, MoEOptions(shape.active_experts, renormalise=renormalise)
+    )
+
+
+def _matrices(prefix: str) -> list[Tensor]:
+    """Of a feed-forward or of one expert."""
+    return [
+        Tensor(f"{prefix}.gate_proj.weight", ("gate",)),
+        Tensor(f"{prefix}.up_proj.weight", ("up",)),
+        Tensor(f"{prefix}.down_proj.weight", ("down",)),
+        Tensor(f"{prefix}.down_proj.bias", ("down_bias",)),
+    ]

@@ -85,7 +85,7 @@ def write_model(folder: Path, config: Mapping[str, Any], weights: Weights) -> Pa
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / "model.safetensors", weights)
     limits = {"max_seq_len": 256, "max_input_tokens": 255}
-    serving = {"format_version": 1, "backend": "ms", "network": "llama.py", "limits": limits}
+    serving = {"format_version": 1, "backend": "ms", "network": "decoder.py", "limits": limits}
     (folder / "config.json").write_text(json.dumps({**config, "serving": serving}))
-    shutil.copyfile(networks_folder() / "llama.py", folder / "llama.py")
+    shutil.copyfile(networks_folder() / "decoder.py", folder / "decoder.py")
     return folder

@@ -1,0 +1,80 @@
+"""Every architecture in the engine, against the native classes of ``transformers``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from builder.families import family_of_config
+from contract.networks import networks_folder
+from daemon.backends.ms.kernels import FloatArray
+from daemon.backends.ms.runner import ModelRunner, RunnerOptions
+from daemon.backends.ms.segments import Segment
+from tests.daemon.backends.ms.tiny_telechat2 import write_safetensors
+from tests.reference.architectures import CASES, Case, prompt, random_weights
+from tests.reference.make_goldens import GOLDENS, key_of
+
+pytestmark = pytest.mark.filterwarnings("ignore:::mindspore")
+GOAL = 1e-4
+"""Of the largest logit."""
+
+
+def write_model(folder: Path, case: Case) -> Path:
+    """A model directory for the runner alone."""
+    family = family_of_config(case.config, "the test")
+    write_safetensors(folder / "model.safetensors", random_weights(case.config, case.without))
+    limits = {"max_seq_len": case.context, "max_input_tokens": case.context - 1}
+    serving = {"format_version": 1, "backend": "ms", "network": family.network, "limits": limits}
+    (folder / "config.json").write_text(json.dumps({**case.config, "serving": serving}))
+    shutil.copyfile(networks_folder() / family.network, folder / family.network)
+    return folder
+
+
+@contextmanager
+def running(folder: Path, case: Case) -> Iterator[ModelRunner]:
+    blocks = -(-max(case.lengths) // 16)
+    options = RunnerOptions(num_blocks=blocks, max_rows=512, max_logit_rows=16, threads=2)
+    runner = ModelRunner.load(folder, options=options, progress=lambda fraction, what: None)
+    try:
+        yield runner
+    finally:
+        runner.close()
+
+
+def logits(runner: ModelRunner, ids: list[int], cuts: list[int], rows: int) -> FloatArray:
+    """Of the last rows, computed in these parts, at the base that the whole prompt has."""
+    base, scale = runner.rope_for(len(ids))
+    found = []
+    for first, last in zip([0, *cuts], [*cuts, len(ids)], strict=True):
+        wanted = max(0, len(ids) - rows - first)
+        part = Segment(
+            ids[first:last], first, range(runner.num_blocks), min(wanted, last - first), base, scale
+        )
+        found.append(runner.execute([part]).copy())
+    return np.concatenate(found)
+
+
+def vocab_of(case: Case) -> int:
+    return int(case.config.get("padded_vocab_size") or case.config["vocab_size"])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_are_the_native_class_s(tmp_path: Path, name: str) -> None:
+    case = CASES[name]
+    with np.load(GOLDENS) as goldens, running(write_model(tmp_path, case), case) as runner:
+        for length in case.lengths:
+            ids, expected = prompt(vocab_of(case), length), goldens[key_of(name, length)]
+            cuts = list(range(512, length, 512))
+            if length <= 512:
+                cuts = [length - 5, length - 4, length - 3, length - 2, length - 1]  # prefill, then decode
+            got = logits(runner, ids, cuts, len(expected))
+            error = np.abs(got - expected).max() / np.abs(expected).max()
+            assert error <= GOAL, f"{error:.1e} at {length}"
+            if length <= 512:
+                assert np.array_equal(logits(runner, ids, [], len(expected)), got)
