@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daemon.backends.ms.kernels import (
     FORMATS,
     ISA_VARIABLE,
-    ISAS,
     FloatArray,
     KernelError,
     Kernels,
@@ -22,28 +21,7 @@ from daemon.backends.ms.kernels import (
 )
 
 DTYPES = tuple(FORMATS)
-fast = settings(
-    max_examples=25,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-
-
-@pytest.fixture(scope="module")
-def kernels() -> Iterator[Kernels]:
-    library = Kernels()
-    before, threads = library.isa, library.threads
-    yield library
-    library.select_isa(before)
-    library.threads = threads
-
-
-def available(kernels: Kernels) -> list[str]:
-    before = kernels.isa
-    found = [isa for isa in ISAS if kernels.select_isa(isa)]
-    kernels.select_isa(before)
-    return found
+fast = settings(max_examples=25, deadline=None, derandomize=True)
 
 
 def normal(seed: int, *shape: int) -> FloatArray:
@@ -96,11 +74,11 @@ def test_matmul_is_the_product(kernels: Kernels, n: int, k: int, m: int, dtype: 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_matmul_has_the_same_bits_everywhere(kernels: Kernels, dtype: str) -> None:
+def test_matmul_has_the_same_bits_everywhere(kernels: Kernels, isas: Sequence[str], dtype: str) -> None:
     weights, a = normal(0, 333, 521), normal(1, 61, 521)
     seen = []
     with Packed(kernels, weights, dtype) as matrix:
-        for isa in available(kernels):
+        for isa in isas:
             kernels.select_isa(isa)
             for threads in (1, 3):
                 kernels.threads = threads
@@ -162,10 +140,10 @@ def test_softmax(kernels: Kernels, n: int, seed: int) -> None:
     np.testing.assert_allclose(kernels.softmax(x), e / e.sum(), rtol=3e-6, atol=1e-30)
 
 
-def test_row_kernels_have_the_same_bits_everywhere(kernels: Kernels) -> None:
+def test_row_kernels_have_the_same_bits_everywhere(kernels: Kernels, isas: Sequence[str]) -> None:
     x, weight = normal(0, 333) * 10, normal(1, 333)
     results = []
-    for isa in available(kernels):
+    for isa in isas:
         kernels.select_isa(isa)
         row = [kernels.exp(x), kernels.silu(x), kernels.softmax(x), kernels.rms_norm(x, weight, 1e-6)]
         results.append(np.concatenate(row))

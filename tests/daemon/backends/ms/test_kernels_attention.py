@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daemon.backends.ms import kernels as k
-from daemon.backends.ms.kernels import FORMATS, ISAS, FloatArray, KernelError, Kernels, pointer
+from daemon.backends.ms.kernels import FORMATS, FloatArray, KernelError, Kernels, pointer
 
 BLOCKS = 160
-fast = settings(
-    max_examples=40,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-
-
-@pytest.fixture(scope="module")
-def kernels() -> Iterator[Kernels]:
-    library = Kernels()
-    before, threads = library.isa, library.threads
-    yield library
-    library.select_isa(before)
-    library.threads = threads
+fast = settings(max_examples=40, deadline=None, derandomize=True)
 
 
 @dataclass
@@ -225,15 +211,16 @@ def test_a_cache_in_half_precision_loses_no_more_than_that(
 
 
 @pytest.mark.parametrize("kv_dtype", FORMATS)
-def test_any_chunking_any_isa_any_threads_gives_the_same_bits(kernels: Kernels, kv_dtype: str) -> None:
+def test_any_chunking_any_isa_any_threads_gives_the_same_bits(
+    kernels: Kernels, isas: Sequence[str], kv_dtype: str
+) -> None:
     x = inputs(1100)
     blocks = table(2, 69)
     other = inputs(90), 0, table(2, 120)[100:]
     results = []
     with Layer(kernels, 6, 2, 16, 16, kv_dtype=kv_dtype) as layer:
-        for isa in ISAS:
-            if not kernels.select_isa(isa):
-                continue
+        for isa in isas:
+            kernels.select_isa(isa)
             for threads, cuts in ((1, (0, 1100)), (3, (0, 1, 2, 19, 500, 513, 1024, 1099, 1100))):
                 kernels.threads = threads
                 pieces = []

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.backends.ms.kernels import FORMATS, ISAS, FloatArray, KernelError, Kernels, Whole, pointer
+from daemon.backends.ms.kernels import FORMATS, FloatArray, KernelError, Kernels, Whole, pointer
 from tests.daemon.backends.ms.quantized import dequantize, pack, quantize
 
-fast = settings(
-    max_examples=25,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-
-
-@pytest.fixture(scope="module")
-def kernels() -> Iterator[Kernels]:
-    library = Kernels()
-    before, threads = library.isa, library.threads
-    yield library
-    library.select_isa(before)
-    library.threads = threads
+fast = settings(max_examples=25, deadline=None, derandomize=True)
 
 
 def normal(seed: int, *shape: int) -> FloatArray:
@@ -108,10 +94,11 @@ def test_the_product_is_of_exact_integers(kernels: Kernels, case: Case) -> None:
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("group", [32, 128])
-def test_the_bits_are_the_same_everywhere(kernels: Kernels, bits: int, group: int) -> None:
+def test_the_bits_are_the_same_everywhere(
+    kernels: Kernels, isas: Sequence[str], bits: int, group: int
+) -> None:
     weights, a = normal(0, 333, 521), normal(1, 61, 521)
     weights[5], a[7] = 0, 0
-    isas = [isa for isa in ISAS if kernels.select_isa(isa)]
     seen = []
     with Packed(kernels, weights, bits, group) as matrix:
         for isa in isas:
@@ -127,17 +114,17 @@ def test_the_bits_are_the_same_everywhere(kernels: Kernels, bits: int, group: in
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_the_largest_sums_do_not_overflow(kernels: Kernels, bits: int) -> None:
+def test_the_largest_sums_do_not_overflow(kernels: Kernels, isas: Sequence[str], bits: int) -> None:
     half = 1 << (bits - 1)
     a = np.tile(np.array([127, -127], np.float32), (3, 256))
     for sign in (1, -1):
         with Packed(kernels, np.ones((16, 512), np.float32), bits, 128) as matrix:
             whole = np.full((16, 512), -half if sign < 0 else half - 1, np.int64)
             matrix.put(pack(whole, bits), np.ones((16, 4), np.float32))
-            for isa in ISAS:
-                if kernels.select_isa(isa):
-                    assert np.all(matrix.times(np.abs(a)) == 512 * 127 * whole[0, 0])
-                    assert not matrix.times(a).any()
+            for isa in isas:
+                kernels.select_isa(isa)
+                assert np.all(matrix.times(np.abs(a)) == 512 * 127 * whole[0, 0])
+                assert not matrix.times(a).any()
 
 
 @pytest.mark.parametrize("scales", list(FORMATS))
@@ -158,11 +145,10 @@ def test_floats_are_rounded_to_the_nearest(kernels: Kernels, name: str, scales: 
     kernels.free_matrix(handle)
 
 
-def test_values_that_are_not_numbers_spoil_their_row_alone(kernels: Kernels) -> None:
+def test_values_that_are_not_numbers_spoil_their_row_alone(kernels: Kernels, isas: Sequence[str]) -> None:
     a = normal(1, 3, 70)
-    for isa in ISAS:
-        if not kernels.select_isa(isa):
-            continue
+    for isa in isas:
+        kernels.select_isa(isa)
         with Packed(kernels, normal(0, 20, 70), 8, 32) as matrix:
             fine = matrix.times(a)
             for bad in (np.nan, np.inf, -np.inf):

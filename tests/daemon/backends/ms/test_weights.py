@@ -32,11 +32,6 @@ def nothing(done: int, total: int) -> None:
     """Progress nobody watches."""
 
 
-@pytest.fixture(scope="module")
-def kernels() -> Kernels:
-    return Kernels()
-
-
 @pytest.fixture
 def matrix(kernels: Kernels) -> Iterator[int]:
     handle = kernels.new_matrix(48, 20)
