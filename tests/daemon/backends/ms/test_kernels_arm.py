@@ -27,8 +27,6 @@ CROSS = "aarch64-linux-gnu"
 CROSS_ENVIRONMENT = {
     "CC": f"{CROSS}-gcc",
     "CXX": f"{CROSS}-g++",
-    "LDSHARED": f"{CROSS}-gcc -shared",
-    "LDCXXSHARED": f"{CROSS}-g++ -shared",
     "_PYTHON_HOST_PLATFORM": "linux-aarch64",
 }
 PROCESSORS = {"cortex-a57": "neon", "neoverse-n1": "dotprod", "max": "i8mm"}
