@@ -19,6 +19,7 @@ from typing import Literal
 from builder.forecast import size_text
 from builder.report import say
 from contract.faults import Fault
+from contract.memory import available_memory, total_memory
 from contract.networks import KNOWN_NETWORKS, networks_folder
 
 Severity = Literal["ok", "warning", "error"]
@@ -237,17 +238,11 @@ def _cpu() -> Finding:
 
 
 def _memory() -> Finding:
-    values: dict[str, int] = {}
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            name, _, rest = line.partition(":")
-            values[name] = int(rest.split()[0]) * 1024
-    free, total = values.get("MemAvailable", 0), values.get("MemTotal", 0)
-    message = f"{size_text(free)} of {size_text(total)} available"
-    if total and free < _LOW_MEMORY:
-        return Finding(
-            "memory", "warning", message, "small models only; close other programs for larger ones"
-        )
+    room = available_memory()
+    message = f"{size_text(room.bytes)} of {size_text(total_memory())} available, bound by {room.bound}"
+    if room.bytes < _LOW_MEMORY:
+        remedy = "small models only; close other programs or raise that limit for larger ones"
+        return Finding("memory", "warning", message, remedy)
     return Finding("memory", "ok", message)
 
 

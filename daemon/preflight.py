@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from contract.faults import Fault, Problem
+from contract.memory import available_memory
+from daemon.backends.ms.weights import estimate
 from daemon.listeners import bind
 from daemon.repository.checks import check_directory
 from daemon.repository.disk import VersionOnDisk, scan
@@ -57,36 +59,41 @@ def _check_models(settings: Settings, report: Report) -> None:
         report.problems.append(Problem("default_model", f"no model {settings.default_model!r}", listing))
     if not versions:
         report.warnings.append("the repository holds no models: build one with builder package")
+    needs: dict[str, int] = {}
     for version in versions:
         if not wanted or version.name in wanted or f"{version.name}@{version.version}" in wanted:
-            _check_version(version, report)
+            needs[version.name] = _check_version(version, settings.ms.dtype, report)
+    _check_memory(needs, report)
 
 
-def _check_version(version: VersionOnDisk, report: Report) -> None:
+def _check_version(version: VersionOnDisk, dtype: str, report: Report) -> int:
+    """The memory of its weights."""
     where = f"{version.name}@{version.version}" if version.version else version.name
     if version.fault is not None:
         report.problems.append(Problem(where, version.fault.message, version.fault.hint))
-        return
+        return 0
     try:
         check_directory(version.directory, manifest_required=version.backend == "ms")
+        need = estimate(version.directory, dtype).weight_bytes if version.backend == "ms" else 0
     except Fault as fault:
         report.problems.append(Problem(where, fault.message, fault.hint))
-        return
+        return 0
     size = sum(path.stat().st_size for path in version.directory.glob("*.safetensors"))
     report.facts.append(f"model {where}: backend {version.backend}, weights {size / 2**20:.0f} MiB")
-    available = _available_memory()
-    if size > available:
+    return need
+
+
+def _check_memory(needs: dict[str, int], report: Report) -> None:
+    """Of one version of each model, the highest, which is what a start loads."""
+    room, total = available_memory(), sum(needs.values())
+    if total > room.bytes:
+        names = ", ".join(name for name, need in sorted(needs.items()) if need)
         message = (
-            f"its weights take {size / 2**30:.1f} GiB and {available / 2**30:.1f} GiB of memory are available"
+            f"the weights of {names} take {total / 2**30:.1f} GiB and {room.bytes / 2**30:.1f} GiB of memory "
+            f"are available, bound by {room.bound}"
         )
-        report.problems.append(Problem(where, message, "choose models with --model, or use a larger machine"))
-
-
-def _available_memory() -> int:
-    for line in Path("/proc/meminfo").read_text("ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return 1 << 62
+        hint = "choose models with --model, hold them in fewer bits with --ms-dtype, or raise that limit"
+        report.problems.append(Problem("memory", message, hint))
 
 
 def _check_state(settings: Settings, report: Report) -> None:

@@ -27,6 +27,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, Any] = {}
     """Backend options: daemon settings for this backend over the model's ``serving`` block."""
     threads: int = 1
+    promised_bytes: int = 0
+    """Memory that models loaded before may still take."""
 
     @property
     def path(self) -> Path:
@@ -45,6 +47,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens the KV cache holds."""
     memory_bytes: int
     dtype: str
+    unclaimed_bytes: int = 0
+    """The part of ``memory_bytes`` that is taken from the system only when it is used."""
     details: dict[str, Any] = {}
 
 

@@ -15,12 +15,12 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncGenerator, Coroutine
-from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 
 from contract.faults import Fault, FaultKind
+from contract.memory import resident_bytes
 from daemon.backends.base import (
     BackendStats,
     ModelInfo,
@@ -225,7 +225,7 @@ class Worker:
         if self._backend is not None:
             stats = await self._backend.stats()
         if not stats.memory_bytes:
-            stats = msgspec.structs.replace(stats, memory_bytes=_resident_bytes())
+            stats = msgspec.structs.replace(stats, memory_bytes=resident_bytes())
         self._outbox.put(Stats(call, stats))
 
     async def drain(self) -> None:
@@ -244,14 +244,6 @@ def _fault_of(error: Exception, what: str) -> Fault:
             FaultKind.OUT_OF_MEMORY, f"{what}: out of memory", "free memory, or lower the model's limits"
         )
     return Fault(FaultKind.INTERNAL, f"{what}: {type(error).__name__}: {error}", "the daemon's log has more")
-
-
-def _resident_bytes() -> int:
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _die_with(parent: int) -> None:

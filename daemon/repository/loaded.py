@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
+from contract.memory import resident_bytes
 from daemon.backends.base import ModelInfo, ModelSpec
 from daemon.repository.managed import ManagedBackend
 
@@ -22,9 +23,19 @@ class Loaded(Generic[T]):
         self.info = info
         self.attachment = attachment
         """What the service prepared for this version: tokenizer, template, defaults."""
+        self._resident_at_first = self._resident()
         self._leases = 0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def promised_bytes(self) -> int:
+        """Memory that it may still take."""
+        taken = max(0, self._resident() - self._resident_at_first)
+        return max(0, self.info.unclaimed_bytes - taken)
+
+    def _resident(self) -> int:
+        return resident_bytes(self.backend.pid) if self.backend.pid is not None else 0
 
     @property
     def in_flight(self) -> int:

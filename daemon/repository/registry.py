@@ -217,6 +217,7 @@ class Registry(Generic[T]):
             backend=on_disk.backend,
             options=options,
             threads=self._config.threads,
+            promised_bytes=sum(loaded.promised_bytes for loaded in self.loaded()),
         )
 
     def _notify(self, status: ModelStatus) -> None:

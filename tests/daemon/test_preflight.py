@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from contract.faults import Fault
+from contract.memory import Room
+from daemon.backends.ms.weights import estimate
 from daemon.preflight import Report, check_all
 from daemon.settings_sources import resolve
+from tests.daemon.backends.ms.tiny_telechat2 import write_model as write_tiny
 from tests.fakes import write_model
 
 NOTHING = {"PATH": "/bin"}
@@ -42,6 +45,20 @@ def test_a_damaged_model(tmp_path: Path) -> None:
     manifest = {"format_version": 1, "layer_api": None, "provenance": {}, "files": {"weights": entry}}
     (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
     assert "m@1: " in problems(check(tmp_path))
+
+
+def test_models_that_need_more_memory_than_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    provenance = dict.fromkeys(("builder", "recipe", "fingerprint", "dtype"), "")
+    manifest = {"format_version": 1, "layer_api": None, "provenance": provenance, "files": {}}
+    for name in ("m", "n"):
+        folder = write_tiny(tmp_path / "shelf" / name / "1")
+        (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    weights = estimate(folder).weight_bytes
+    monkeypatch.setattr("daemon.preflight.available_memory", lambda: Room(weights, "the control group /a"))
+    text = problems(check(tmp_path))
+    assert "the weights of m, n take" in text
+    assert "bound by the control group /a" in text
+    assert "memory: " not in problems(check(tmp_path, model=["m"]))
 
 
 def test_models_that_are_not_there(tmp_path: Path) -> None:

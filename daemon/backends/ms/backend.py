@@ -20,7 +20,7 @@ from contract.serving import read_serving
 from daemon.backends.base import BackendStats, ModelInfo, ModelSpec, Progress, TokenEvent, TokenRequest
 from daemon.backends.channel import TokenInbox
 from daemon.backends.ms.engine import Engine, EngineSettings, Outcome, Runner
-from daemon.backends.ms.memory import available_bytes, plan_blocks
+from daemon.backends.ms.memory import check_fit, plan_blocks, room_for_model
 from daemon.backends.ms.runner import ModelRunner, RunnerOptions
 from daemon.backends.ms.weights import estimate
 from daemon.backends.options import read_options
@@ -134,7 +134,7 @@ class MsBackend:
         if not options.trust_model_code:
             _check_network(spec.path)
         runner_options = RunnerOptions(
-            num_blocks=_num_blocks(spec.path, options),
+            num_blocks=_num_blocks(spec, options),
             max_rows=options.max_rows,
             max_logit_rows=options.max_logit_rows,
             threads=spec.threads,
@@ -187,14 +187,15 @@ def _context_len(directory: Path, options: MsOptions) -> int:
     return min(limit, options.context_len or limit)
 
 
-def _num_blocks(directory: Path, options: MsOptions) -> int:
+def _num_blocks(spec: ModelSpec, options: MsOptions) -> int:
     """From the options, else from the memory there is. At least one sequence of full length fits."""
-    need = estimate(directory, options.dtype, options.kv_dtype)
+    need = estimate(spec.path, options.dtype, options.kv_dtype)
+    room = room_for_model(spec.promised_bytes)
     size = RunnerOptions(num_blocks=1).block_size
-    least = -(-_context_len(directory, options) // size)
+    least = -(-_context_len(spec.path, options) // size)
     if options.num_blocks is None and options.kv_cache_bytes is None:
         return plan_blocks(
-            available=available_bytes(),
+            room=room,
             weight_bytes=need.weight_bytes,
             block_bytes=need.kv_bytes_per_block,
             wanted_blocks=least * options.max_sequences,
@@ -208,6 +209,7 @@ def _num_blocks(directory: Path, options: MsOptions) -> int:
         )
         hint = f"set num_blocks to at least {least}, or context_len to at most {blocks * size}"
         raise Fault(FaultKind.OUT_OF_MEMORY, message, hint)
+    check_fit(room, need.weight_bytes, blocks * need.kv_bytes_per_block)
     return blocks
 
 
@@ -220,6 +222,7 @@ def _describe(runner: LoadedRunner, engine: Engine, settings: EngineSettings, dt
         max_sequences=engine.max_sequences,
         kv_tokens=kv_tokens,
         memory_bytes=runner.weight_bytes + kv_bytes,
+        unclaimed_bytes=kv_bytes,
         dtype=dtype,
         details={
             "num_blocks": runner.num_blocks,

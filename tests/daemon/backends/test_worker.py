@@ -20,6 +20,7 @@ from contract.faults import Fault, FaultKind
 from daemon.backends.base import InferRequest, ModelSpec, TokenEvent
 from daemon.backends.mock import MockBackend
 from daemon.backends.worker import WorkerBackend, WorkerTensorBackend
+from tests.control_group import control_group
 from tests.fakes_engine import collect, install_backend, mock_spec, request, silent, tokens_of, write_model
 
 
@@ -124,6 +125,21 @@ async def test_death_fails_everything_in_flight_at_once(
     assert caught.value.kind is FaultKind.MODEL_CRASHED
     with pytest.raises(Fault):
         await worker.stats()
+
+
+async def test_a_kill_by_the_kernel_for_memory_is_told_as_such(worker: WorkerBackend, tmp_path: Path) -> None:
+    pid = await load(worker, tmp_path, tokens_per_s=50.0)
+    with control_group() as group:
+        running = asyncio.create_task(collect(worker.generate(request([1] * 3000, max_tokens=4000))))
+        await asyncio.sleep(0.1)
+        group.take(pid, 4096)
+        with pytest.raises(Fault) as caught:
+            await collect(worker.generate(request(list(range(900)) * 4, max_tokens=10)))
+        assert caught.value.kind is FaultKind.MODEL_CRASHED
+        assert "SIGKILL" in caught.value.message
+        assert "often for lack of memory" in caught.value.message
+        with pytest.raises(Fault):
+            await running
 
 
 async def test_crash_keeps_the_tokens_that_came_before(worker: WorkerBackend, tmp_path: Path) -> None:
