@@ -1,0 +1,1 @@
+"""A real daemon under random requests: ``python -m tests.soak --minutes 30``."""
