@@ -220,6 +220,7 @@ def _ms_options(options: MsOptions, trust_model_code: bool) -> dict[str, Any]:
         "max_sequences": options.max_sequences,
         "max_rows": options.max_rows,
         "prefill_slowdown": options.prefill_slowdown,
+        "prompt_lookup": options.prompt_lookup,
         "trust_model_code": trust_model_code,
     }
     if options.kv_cache_mb is not None:

@@ -50,6 +50,12 @@ class MsOptions(BaseModel):
         le=1000,
         description="times as long that a step may take when it reads prompts beside answers",
     )
+    prompt_lookup: int = Field(
+        0,
+        ge=0,
+        le=32,
+        description="tokens guessed at a time from the text so far, with equal answers; 0 is off",
+    )
 
 
 class Settings(BaseModel):

@@ -112,6 +112,10 @@ class BackendStats(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int = 0
     prefix_hit_tokens: int = 0
     preemptions: int = 0
+    guessed_tokens: int = 0
+    """Tokens that speculation proposed."""
+    right_guesses: int = 0
+    """Those of them that were chosen."""
     memory_bytes: int = 0
 
 

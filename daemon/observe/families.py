@@ -213,4 +213,14 @@ _GAUGES: Sequence[tuple[tuple[str, ...], str, Callable[[BackendStats, int], floa
         "Preemptions",
         lambda stats, _: stats.preemptions,
     ),
+    (
+        ("spec_decode_num_draft_tokens_total", "vllm:spec_decode_num_draft_tokens_total"),
+        "Tokens guessed",
+        lambda stats, _: stats.guessed_tokens,
+    ),
+    (
+        ("spec_decode_num_accepted_tokens_total", "vllm:spec_decode_num_accepted_tokens_total"),
+        "Guessed tokens that were chosen",
+        lambda stats, _: stats.right_guesses,
+    ),
 )

@@ -48,6 +48,8 @@ class MsOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Sequences with the same beginning share its keys and values."""
     prefill_slowdown: Annotated[float, msgspec.Meta(gt=1.0)] = 1.6
     """How many times as long a step may take that reads prompts beside running answers."""
+    prompt_lookup: Annotated[int, msgspec.Meta(ge=0, le=32)] = 0
+    """Tokens guessed at a time from what followed the same tokens before; 0 is off."""
     max_rows: Positive = 512
     """Tokens of one step."""
     max_logit_rows: Positive = 64
@@ -96,6 +98,7 @@ class MsBackend:
             context_len=_context_len(spec.path, options),
             max_sequences=options.max_sequences,
             prefill_slowdown=options.prefill_slowdown,
+            prompt_lookup=options.prompt_lookup,
             prefix_cache=options.prefix_cache,
         )
         self._engine = engine = Engine(runner, settings, self._emit, self._give_up)
@@ -232,6 +235,7 @@ def _describe(runner: LoadedRunner, engine: Engine, settings: EngineSettings, dt
             "kv_bytes": kv_bytes,
             "max_rows": runner.max_rows,
             "prefill_slowdown": settings.prefill_slowdown,
+            "prompt_lookup": settings.prompt_lookup,
             "prefix_cache": settings.prefix_cache,
         },
     )

@@ -66,12 +66,12 @@ class BlockManager:
         sequence.computed = len(found) * self.block_size
         self.append(sequence)
 
-    def can_append(self, sequence: Sequence) -> bool:
-        """Whether a running sequence finds room for tokens that it has got since."""
-        return self._blocks_for(sequence) - len(sequence.block_table) <= len(self._free)
+    def can_append(self, sequence: Sequence, guessed: int = 0) -> bool:
+        """Whether a running sequence finds room for tokens that it has got since, and for guessed ones."""
+        return self._blocks_for(sequence, guessed) - len(sequence.block_table) <= len(self._free)
 
-    def append(self, sequence: Sequence) -> None:
-        for _ in range(self._blocks_for(sequence) - len(sequence.block_table)):
+    def append(self, sequence: Sequence, guessed: int = 0) -> None:
+        for _ in range(self._blocks_for(sequence, guessed) - len(sequence.block_table)):
             _, block = self._free.popitem(last=False)
             self._unshare(block)
             block.owners = 1
@@ -104,8 +104,8 @@ class BlockManager:
         sequence.block_table.clear()
         sequence.committed = sequence.computed = 0
 
-    def _blocks_for(self, sequence: Sequence) -> int:
-        return -(-len(sequence.token_ids) // self.block_size)
+    def _blocks_for(self, sequence: Sequence, guessed: int = 0) -> int:
+        return -(-(len(sequence.token_ids) + guessed) // self.block_size)
 
     def _find_prefix(self, sequence: Sequence) -> list[Block]:
         """The longest known beginning, short of the last token: its logits are needed."""

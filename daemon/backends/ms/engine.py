@@ -24,6 +24,7 @@ from daemon.backends.base import BackendStats, TokenEvent, TokenRequest
 from daemon.backends.ms.block_manager import BlockManager
 from daemon.backends.ms.logprobs import Logits, choices
 from daemon.backends.ms.pace import Pace
+from daemon.backends.ms.prompt_lookup import PromptLookup
 from daemon.backends.ms.sampler import Sampled, sample
 from daemon.backends.ms.scheduler import Chunk, Limits, Scheduler
 from daemon.backends.ms.segments import Segment
@@ -59,6 +60,7 @@ class EngineSettings:
     max_sequences: int = 16
     prefill_slowdown: float = 1.6
     prefix_cache: bool = True
+    prompt_lookup: int = 0
 
 
 class Engine:
@@ -76,7 +78,9 @@ class Engine:
         self._emit = emit
         self._give_up = give_up
         self._blocks = BlockManager(runner.num_blocks, runner.block_size, prefix_cache=settings.prefix_cache)
+        self._max_len = min(settings.context_len, self._blocks.capacity)
         self._context_len = settings.context_len
+        self._prompt_lookup = settings.prompt_lookup
         self.max_sequences = min(settings.max_sequences, runner.max_rows, runner.max_logit_rows)
         limits = Limits(
             max_sequences=self.max_sequences,
@@ -92,6 +96,7 @@ class Engine:
         self._stopped = False
         self._failed_steps = 0
         self._tokens_generated = self._prompt_tokens = self._prefix_hit_tokens = 0
+        self._guessed_tokens = self._right_guesses = 0
         self._stats = BackendStats()
 
     @property
@@ -154,8 +159,8 @@ class Engine:
             self._give_up(f"{self._failed_steps} steps failed in a row")
 
     def _observe(self, chunks: list[Chunk], seconds: float) -> None:
-        answer_rows = sum(chunk.count for chunk in chunks if chunk.answers)
-        prompt_rows = sum(chunk.count for chunk in chunks if not chunk.answers)
+        answer_rows = sum(chunk.rows for chunk in chunks if chunk.answers)
+        prompt_rows = sum(chunk.rows for chunk in chunks if not chunk.answers)
         self._pace.observe(answer_rows, prompt_rows, seconds)
 
     def _compute(self, chunks: list[Chunk]) -> bool:
@@ -185,27 +190,50 @@ class Engine:
 
     def _advance(self, chunks: list[Chunk], logits: Logits) -> None:
         """Read the logits and move every sequence on."""
-        rows = np.cumsum([0, *(chunk.logit_rows for chunk in chunks)])
-        bad = [
-            chunk.sequence
-            for chunk, first in zip(chunks, rows, strict=False)
-            if not self._take_prompt_choices(chunk, logits[first : first + chunk.logit_rows])
-        ]
-        ends = rows[1:] - 1
-        sampling = [i for i, chunk in enumerate(chunks) if chunk.samples and chunk.sequence not in bad]
-        wanted = ends[sampling]
-        chosen_from = logits if len(wanted) == len(logits) else logits[wanted]
-        sampled = sample(chosen_from, [chunks[i].sequence for i in sampling]) if sampling else []
-        chosen = dict(zip(sampling, sampled, strict=True))
-        for index, chunk in enumerate(chunks):
-            sequence = chunk.sequence
-            if sequence in bad or (index in chosen and chosen[index] is None):
-                self._fail(sequence, _not_finite())
-                continue
-            sequence.computed = chunk.end
-            self._blocks.commit(sequence)
-            if (token := chosen.get(index)) is not None:
-                self._take_token(sequence, token)
+        pending: list[tuple[Chunk, int]] = []
+        row = 0
+        for chunk in chunks:
+            first, row = row, row + chunk.logit_rows
+            if not self._take_prompt_choices(chunk, logits[first:row]):
+                self._fail(chunk.sequence, _not_finite())
+            elif chunk.samples:
+                pending.append((chunk, row - 1))
+            else:
+                self._note_computed(chunk.sequence, chunk.end)
+            row += len(chunk.guess)
+        right = 0
+        while pending:
+            # A guess counts if it is what is chosen anyway, greedily or by lot: answers are the same without.
+            rows = [at + right for _, at in pending]
+            chosen_from = logits if len(rows) == len(logits) else logits[rows]
+            sampled = sample(chosen_from, [chunk.sequence for chunk, _ in pending])
+            together = zip(pending, sampled, strict=True)
+            pending = [one for one, token in together if self._take_next(one[0], right, token)]
+            right += 1
+
+    def _take_next(self, chunk: Chunk, right: int, sampled: Sampled | None) -> bool:
+        """One token after ``right`` guessed ones. ``True`` if it was guessed and the logits go on from it."""
+        sequence = chunk.sequence
+        if sampled is None:
+            self._fail(sequence, _not_finite())
+            return False
+        self._note_computed(sequence, chunk.end + right)
+        self._take_token(sequence, sampled)
+        if not chunk.guess:
+            return False
+        guessed = right < len(chunk.guess) and chunk.guess[right] == sampled.token_id
+        if guessed and sequence.number in self._sequences:
+            return True
+        right += guessed
+        self._guessed_tokens += len(chunk.guess)
+        self._right_guesses += right
+        if sequence.lookup is not None:
+            sequence.lookup.learn(len(chunk.guess), right, len(sequence.token_ids))
+        return False
+
+    def _note_computed(self, sequence: Sequence, tokens: int) -> None:
+        sequence.computed = tokens
+        self._blocks.commit(sequence)
 
     def _take_prompt_choices(self, chunk: Chunk, logits: Logits) -> bool:
         """Log-probabilities of the prompt tokens that follow this chunk's rows. ``False``: not finite."""
@@ -246,10 +274,7 @@ class Engine:
         sampling = sequence.sampling
         if sequence.token_ids[-1] in sampling.stop_token_ids:
             return "stop"
-        limit = min(self._context_len, self._blocks.capacity)
-        if sequence.answer_len >= sampling.max_tokens or len(sequence.token_ids) >= limit:
-            return "length"
-        return None
+        return "length" if len(sequence.token_ids) >= sequence.max_len else None
 
     def _with_opening(self, sequence: Sequence, event: TokenEvent) -> TokenEvent:
         """What only the first event tells."""
@@ -288,6 +313,9 @@ class Engine:
             self._outcomes.append((number, _fault_of(error)))
             return
         self._sequences[number] = sequence = Sequence(number, request, rope, arrived)
+        sequence.max_len = min(self._max_len, sequence.prompt_len + request.sampling.max_tokens)
+        if self._prompt_lookup:
+            sequence.lookup = PromptLookup(self._prompt_lookup)
         self._scheduler.add(sequence)
 
     def _cancel(self, number: int) -> None:
@@ -319,6 +347,8 @@ class Engine:
             waiting=self._scheduler.num_waiting,
             kv_used_fraction=self._blocks.used_fraction,
             preemptions=self._scheduler.preemptions,
+            guessed_tokens=self._guessed_tokens,
+            right_guesses=self._right_guesses,
         )
         if self._outcomes:
             outcomes, self._outcomes = self._outcomes, []

@@ -26,7 +26,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive tokens of one sequence in one step; the last ``logit_rows`` of them want logits."""
+    """Consecutive tokens of one sequence in one step; the last ``logit_rows`` of them want logits.
+
+    After them come guessed tokens; they want logits, too.
+    """
 
     sequence: Sequence
     start: int
@@ -34,20 +37,26 @@ class Chunk:
     logit_rows: int
     answers: bool = False
     """Goes on with an answer, instead of reading a prompt."""
+    guess: tuple[int, ...] = ()
 
     @property
     def end(self) -> int:
+        """Of the tokens that are no guess."""
         return self.start + self.count
 
     @property
+    def rows(self) -> int:
+        return self.count + len(self.guess)
+
+    @property
     def samples(self) -> bool:
-        """The last row's logits choose the next token."""
+        """The logits after the last token choose the next one."""
         return self.end == len(self.sequence.token_ids)
 
     def segment(self) -> Segment:
         sequence = self.sequence
         return Segment(
-            token_ids=sequence.token_ids[self.start : self.end],
+            token_ids=[*sequence.token_ids[self.start : self.end], *self.guess],
             start=self.start,
             block_table=sequence.block_table,
             logits_from=self.count - self.logit_rows,
@@ -121,7 +130,7 @@ class Scheduler:
         self._displace()
         budget = _Budget(self._limits.max_rows, self._limits.max_logit_rows, self._limits.max_rows)
         preemptions = self.preemptions
-        chunks = self._decode(budget)
+        chunks = self._guess(self._decode(budget), budget)
         if chunks:
             budget.polite_rows = self._room(self._limits.max_rows - budget.rows)
         return chunks + self._read(budget, may_admit=self.preemptions == preemptions)
@@ -151,6 +160,19 @@ class Scheduler:
             if self._make_room(sequence):
                 self._blocks.append(sequence)
                 chunks += [replace(chunk, answers=True) for chunk in self._cut(sequence, budget, budget.rows)]
+        return chunks
+
+    def _guess(self, chunks: list[Chunk], budget: _Budget) -> list[Chunk]:
+        """Answers with guessed tokens, from rows and blocks that nobody else needs."""
+        spare = budget.logit_rows - (self._limits.max_sequences - len(chunks))
+        for index, chunk in enumerate(chunks):
+            guess = chunk.sequence.guess(min(spare, budget.rows))
+            if guess and self._blocks.can_append(chunk.sequence, len(guess)):
+                self._blocks.append(chunk.sequence, len(guess))
+                spare -= len(guess)
+                budget.logit_rows -= len(guess)
+                budget.spend(len(guess))
+                chunks[index] = replace(chunk, guess=guess)
         return chunks
 
     def _make_room(self, sequence: Sequence) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daemon.backends.base import TokenChoice, TokenRequest, TokenSampling
+from daemon.backends.ms.prompt_lookup import PromptLookup
 
 _DIGEST_BYTES = 16
 
@@ -39,6 +40,9 @@ class Sequence:
     """When its answer began."""
     keeps_place: bool = False
     """It got its place for its age: the urgent do not displace it."""
+    max_len: int = 1 << 62
+    """Prompt and answer together."""
+    lookup: PromptLookup | None = None
 
     def __post_init__(self) -> None:
         self.came = self.arrived
@@ -75,6 +79,12 @@ class Sequence:
     def remaining(self) -> int:
         """Tokens still to compute before the next can be chosen."""
         return len(self.token_ids) - self.computed
+
+    def guess(self, most: int) -> tuple[int, ...]:
+        """Tokens that may come next, so that there is room for one more after them."""
+        if self.lookup is None:
+            return ()
+        return self.lookup.guess(self.token_ids, min(most, self.max_len - len(self.token_ids) - 1))
 
     @property
     def answer(self) -> list[int]:

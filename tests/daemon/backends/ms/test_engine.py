@@ -173,6 +173,71 @@ def test_everybody_gets_the_answer_of_someone_alone(
     assert harness.given_up == []
 
 
+@st.composite
+def repetitive(draw: st.DrawFn) -> TokenRequest:
+    """In a vocabulary of three nearly everything has occurred before: guesses are often right."""
+    asked = request(
+        draw(st.lists(st.integers(0, 2), min_size=1, max_size=20)),
+        draw(st.integers(1, 25)),
+        temperature=draw(st.sampled_from([0.0, 0.0, 0.3, 1.0])),
+        top_p=draw(st.sampled_from([1.0, 0.8])),
+        seed=draw(st.integers(0, 5)),
+        repetition_penalty=draw(st.sampled_from([1.0, 1.3])),
+        min_tokens=draw(st.integers(0, 6)),
+        stop_token_ids=(2,) if draw(st.booleans()) else (),
+        logprobs=draw(st.sampled_from([None, 1])),
+    )
+    return msgspec.structs.replace(asked, priority=draw(st.integers(0, 1)))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    requests=st.lists(repetitive(), min_size=1, max_size=6),
+    num_blocks=st.integers(12, 40),
+    prompt_lookup=st.integers(1, 6),
+    prefix_cache=st.booleans(),
+    context_len=st.integers(22, 60),
+)
+def test_guessing_changes_no_token(
+    requests: list[TokenRequest], num_blocks: int, prompt_lookup: int, prefix_cache: bool, context_len: int
+) -> None:
+    answers = []
+    for guesses in (0, prompt_lookup):
+        runner = FakeRunner(vocab_size=3, num_blocks=num_blocks, max_rows=24)
+        options = {"prefix_cache": prefix_cache, "context_len": context_len, "prompt_lookup": guesses}
+        harness = Harness(runner, **options)
+        submit_all(harness, requests)
+        harness.run()
+        stats = harness.engine.stats
+        assert stats.kv_used_fraction == 0.0
+        assert 0 <= stats.right_guesses <= stats.guessed_tokens
+        events = [harness.answer(number) for number in range(len(requests))]
+        answers.append([(one.token_ids, one.choices, one.finish) for one in events])
+    assert answers[0] == answers[1]
+
+
+def test_right_guesses_save_steps() -> None:
+    asked = request([0, 1, 2, 0, 1, 2], 60)
+    harness = Harness(Cyclic(), prompt_lookup=4)
+    harness.engine.submit(1, asked)
+    harness.run()
+    assert harness.answer(1).token_ids == [0, 1, 2] * 20
+    assert len(harness.runner.steps) == 13
+    stats = harness.engine.stats
+    assert (stats.guessed_tokens, stats.right_guesses) == (47, 47)
+
+
+class Cyclic(FakeRunner):
+    """0, 1, 2, 0, 1, 2 and so on."""
+
+    def execute(self, segments: Any) -> Any:
+        logits = super().execute(segments)
+        wanted = [token for segment in segments for token in segment.token_ids[segment.logits_from :]]
+        for row, token in zip(logits, wanted, strict=True):
+            row[(token + 1) % 3] = 100.0
+        return logits
+
+
 def test_preemption_does_not_change_answers_or_draws() -> None:
     requests = [request([n] * 6, 20, temperature=1.0, seed=n, top_p=0.9) for n in range(4)]
     roomy = Harness(FakeRunner(num_blocks=64))
