@@ -10,7 +10,7 @@ import mindspore
 from mindspore import nn, ops
 
 from daemon.backends.ms import kernels as k
-from daemon.backends.ms.quantization import Formats
+from daemon.backends.ms.quantization import Formats, Use
 from daemon.backends.ms.weights import Slot, Tensor, WeightPlan
 
 
@@ -26,17 +26,17 @@ class Device:
     matrices: list[int] = field(default_factory=list)
 
     def new_matrix(
-        self, rows: int, cols: int, names: Sequence[str], *, parts: int = 1, linear: bool = True
+        self, rows: int, cols: int, names: Sequence[str], *, parts: int = 1, use: Use = "linear"
     ) -> int:
         """A packed matrix for these tensors, in the format the model is to have them."""
-        dtype = self.formats.of(names, linear=linear)
+        dtype = self.formats.of(names, use)
         if isinstance(dtype, k.Whole):
             return self._keep(self.library.new_whole_matrix(rows, cols, dtype, parts=parts))
         return self._keep(self.library.new_matrix(rows, cols, parts=parts, dtype=dtype))
 
     def new_exact_matrix(self, rows: int, cols: int, name: str) -> int:
         """A matrix that stays float32 whatever the model's format, unless it is stored quantized."""
-        dtype = self.formats.of([name], linear=False)
+        dtype = self.formats.of([name], "table")
         if isinstance(dtype, k.Whole):
             return self._keep(self.library.new_whole_matrix(rows, cols, dtype))
         return self._keep(self.library.new_matrix(rows, cols))

@@ -45,7 +45,8 @@ class Embedding(Block):
         numbers = (k.EMBEDDING, shape.hidden, shape.vocab)
         block = device.library.new_block(device.model, numbers, shape.eps, scale)
         super().__init__(device, "MindPortEmbedding", block, rows_out(device, shape.hidden))
-        self.matrix = device.new_matrix(shape.vocab, shape.hidden, [table], linear=False)
+        self.table = table
+        self.matrix = device.new_matrix(shape.vocab, shape.hidden, [table], use="table")
         device.library.set_matrix(block, k.IN_MATRIX, self.matrix)
         slot = Slot(rows=shape.vocab, matrix=self.matrix, cols=shape.hidden)
         device.plan.add(Tensor(table, ("table",)), {"table": slot})
@@ -55,8 +56,9 @@ class LMHead(Block):
     """Final norm and logits, times ``logit_scale``, of the rows the step asks for.
 
     ``table`` names the head's tensor, or is the ``Embedding`` whose table it shares; with ``unit_rows`` each
-    of its rows counts as divided by its length. The logits stay in the library, where the runner reads them;
-    the node's output is how many rows there are. Logits that are not finite make their row's first one NaN.
+    of its rows counts as divided by its length. A shared table is held twice when it is to be multiplied in
+    fewer bits than it is stored in. The logits stay in the library, where the runner reads them; the node's
+    output is how many rows there are. Logits that are not finite make their row's first one NaN.
     """
 
     def __init__(
@@ -75,9 +77,11 @@ class LMHead(Block):
         slots = {"norm": vector_slot(block, k.NORM, shape.hidden)}
         device.plan.add(Tensor(norm, ("norm",)), slots)
         if isinstance(table, Embedding):
-            device.library.set_matrix(block, k.IN_MATRIX, table.matrix)
-            return
-        matrix = device.new_matrix(shape.vocab, shape.hidden, [table])
+            if not device.formats.splits_shared_head:
+                device.library.set_matrix(block, k.IN_MATRIX, table.matrix)
+                return
+            table = table.table
+        matrix = device.new_matrix(shape.vocab, shape.hidden, [table], use="head")
         device.library.set_matrix(block, k.IN_MATRIX, matrix)
         device.plan.add(
             Tensor(table, ("table",)), {"table": Slot(shape.vocab, matrix=matrix, cols=shape.hidden)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from contract.faults import Fault, FaultKind
 from daemon.backends.ms.checkpoint import Checkpoint, StoredTensor
@@ -20,6 +20,8 @@ PACKED, SCALE, SHAPE = "_packed", "_scale", "_shape"
 """Endings of the three tensors that stand for one."""
 GROUPS = (32, 64, 128)
 """Columns of a row that may share a scale."""
+Use = Literal["linear", "table", "head"]
+"""What a matrix is for: a table of embeddings is looked up, never multiplied."""
 _ROUNDED = {"int8": Whole("int8", 64, "bfloat16"), "int4": Whole("int4", 32, "bfloat16")}
 _REMEDY = (
     "quantize the model again with symmetric integers of 4 or 8 bits in groups of 32, 64 or 128, without "
@@ -140,7 +142,7 @@ class Formats:
             raise Fault(FaultKind.INVALID_CONFIG, message, "leave the option dtype at auto")
         return cls(checkpoint, scheme, floats, dtype)
 
-    def of(self, names: Sequence[str], *, linear: bool = True) -> str | Whole:
+    def of(self, names: Sequence[str], use: Use = "linear") -> str | Whole:
         """The format of the matrix made of these tensors. Raises ``Fault`` when they do not go together."""
         packed = [name for name in names if is_packed(self.checkpoint, name)]
         if self.scheme is not None and packed:
@@ -151,17 +153,28 @@ class Formats:
             scale = self.checkpoint.tensors.get(packed[0] + SCALE)
             scales = scale.dtype if scale is not None and scale.is_float else "float32"
             return Whole(f"int{self.scheme.bits}", self.scheme.group, scales)
-        return _ROUNDED[self.rounded] if linear and self.rounded is not None else self.floats
+        return self._rounded(use) or self.floats
 
-    def bytes_of(self, name: str, tensor: StoredTensor, *, linear: bool) -> int:
+    @property
+    def splits_shared_head(self) -> bool:
+        """Whether a head that shares the embedding's table is to have a matrix of its own."""
+        return self.rounded is not None
+
+    def _rounded(self, use: Use) -> Whole | None:
+        """At 4 bits the head would lose most of all matrices; it gets 8."""
+        if self.rounded is None or use == "table":
+            return None
+        return _ROUNDED["int8" if use == "head" else self.rounded]
+
+    def bytes_of(self, name: str, tensor: StoredTensor, use: Use) -> int:
         """Memory of a stored tensor once it is packed, to a few percent."""
         if not tensor.is_float or name.endswith(SCALE):
             return tensor.bytes
         elements = math.prod(tensor.shape)
         if len(tensor.shape) < 2:
             return 4 * elements
-        if not linear or self.rounded is None:
+        whole = self._rounded(use)
+        if whole is None:
             return FORMAT_BYTES[self.floats] * elements
-        whole = _ROUNDED[self.rounded]
         scales = tensor.shape[0] * -(-tensor.shape[1] // whole.group) * FORMAT_BYTES[whole.scales]
         return elements * (2 if whole.name == "int8" else 1) // 2 + scales

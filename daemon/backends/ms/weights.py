@@ -26,6 +26,7 @@ from daemon.backends.ms.quantization import (
     SHAPE,
     Formats,
     Scheme,
+    Use,
     check_foreign,
     is_packed,
     stored_names,
@@ -313,11 +314,15 @@ def estimate(model_dir: Path, dtype: str = "auto", kv_dtype: str = "float32") ->
     shape = DecoderShape.from_config(config)
     checkpoint = Checkpoint(model_dir)
     formats = Formats.of_model(checkpoint, config, dtype)
-    tables = 0
-    weights = 0
+    # Of two matrices as long as the vocabulary one is the embedding; a single one may be the head too.
+    uses: list[Use] = ["table", "head"]
+    weights = as_head = 0
     for name, tensor in checkpoint.tensors.items():
-        # Of two matrices as long as the vocabulary one is the embedding, which is never rounded.
-        linear = len(tensor.shape) > 1 and (tensor.shape[0] != shape.vocab or tables > 0)
-        tables += len(tensor.shape) > 1 and not linear
-        weights += formats.bytes_of(name, tensor, linear=linear)
+        is_long = len(tensor.shape) > 1 and tensor.shape[0] == shape.vocab
+        use = uses.pop(0) if is_long and uses else "linear"
+        weights += formats.bytes_of(name, tensor, use)
+        if use == "table":
+            as_head = formats.bytes_of(name, tensor, "head")
+    if uses == ["head"] and formats.splits_shared_head:
+        weights += as_head
     return MemoryNeed(weights, shape.kv_bytes_per_block(FORMAT_BYTES[kv_dtype]))

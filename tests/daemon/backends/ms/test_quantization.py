@@ -18,6 +18,7 @@ from daemon.backends.ms.quantization import Scheme
 from daemon.backends.ms.runner import ModelRunner, RunnerOptions
 from daemon.backends.ms.segments import Segment
 from daemon.backends.ms.weights import estimate
+from tests.daemon.backends.ms import tiny_llama
 from tests.daemon.backends.ms.quantized import (
     Array,
     change_config,
@@ -26,6 +27,7 @@ from tests.daemon.backends.ms.quantized import (
     write_quantized,
     write_tensors,
 )
+from tests.daemon.backends.ms.tiny_llama import QWEN2
 from tests.daemon.backends.ms.tiny_telechat2 import CONFIG, random_weights, write_model
 from tests.reference.telechat2_numpy import forward
 
@@ -89,6 +91,19 @@ def test_a_float_checkpoint_is_rounded_when_loaded(tmp_path: Path, dtype: str, e
     expected = logits_of(tmp_path)
     difference = logits_of(tmp_path, dtype) - expected
     assert np.sqrt(np.mean(difference**2)) <= error * np.std(expected)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_a_shared_head_is_rounded_as_one_of_its_own(tmp_path: Path, dtype: str) -> None:
+    config = {**QWEN2, "tie_word_embeddings": True}
+    weights = tiny_llama.random_weights(config)
+    tiny_llama.write_model(tmp_path / "shared", config, weights)
+    head = {"lm_head.weight": weights["model.embed_tokens.weight"]}
+    tiny_llama.write_model(tmp_path / "own", {**config, "tie_word_embeddings": False}, weights | head)
+    assert np.array_equal(logits_of(tmp_path / "shared", dtype), logits_of(tmp_path / "own", dtype))
+    assert estimate(tmp_path / "shared", dtype) == estimate(tmp_path / "own", dtype)
+    as_stored, rounded = load(tmp_path / "shared"), load(tmp_path / "shared", "bfloat16")
+    assert rounded.weight_bytes * 2 == as_stored.weight_bytes, "floats share the table"
 
 
 def test_a_head_that_is_not_quantized_stays_so(tmp_path: Path) -> None:
