@@ -16,6 +16,7 @@ constexpr int kWholeTileRows = 12;
 constexpr int whole_width(int rows) { return rows <= 5 ? 4 : 2; }
 
 inline I i_set1(int32_t x) { return _mm512_set1_epi32(x); }
+inline I word(const int32_t* p) { return i_set1(*p); }
 inline I i_load(const uint8_t* p) { return _mm512_loadu_si512(p); }
 inline U load_bytes(const uint8_t* p) { return i_load(p); }
 inline I low_nibbles(I raw) { return _mm512_and_si512(raw, _mm512_set1_epi32(0x0f0f0f0f)); }

@@ -17,6 +17,7 @@ inline int16x8_t pairs_of(int8x16_t w, int8x16_t a) {
   return vpaddq_s16(vmull_s8(vget_low_s8(w), vget_low_s8(a)), vmull_high_s8(w, a));
 }
 
+inline I word(const int32_t* p) { return i_set1(*p); }
 inline U load_bytes(const uint8_t* p) { return signed_bytes(p); }
 inline I add_narrow(I sum, I pairs) { return vpadalq_s16(sum, vreinterpretq_s16_s32(pairs)); }
 inline I dot(I sum, U w, I a) { return vpadalq_s16(sum, pairs_of(w, vreinterpretq_s8_s32(a))); }

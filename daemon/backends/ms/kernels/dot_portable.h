@@ -16,6 +16,7 @@ constexpr int kWholeTileRows = 4;
 constexpr int whole_width(int rows) { return rows == 1 ? 2 : 1; }
 
 inline I i_set1(int32_t x) { return I{x, x, x, x}; }
+inline I word(const int32_t* p) { return i_set1(*p); }
 inline I i_load(const uint8_t* p) {
   I r;
   __builtin_memcpy(&r, p, sizeof r);

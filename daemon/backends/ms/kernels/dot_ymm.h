@@ -11,6 +11,7 @@ namespace {
 using I = __m256i;
 
 inline I i_set1(int32_t x) { return _mm256_set1_epi32(x); }
+inline I word(const int32_t* p) { return i_set1(*p); }
 inline I i_load(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 inline I low_nibbles(I raw) { return _mm256_and_si256(raw, _mm256_set1_epi8(15)); }
 inline I high_nibbles(I raw) { return _mm256_and_si256(_mm256_srli_epi32(raw, 4), _mm256_set1_epi8(15)); }

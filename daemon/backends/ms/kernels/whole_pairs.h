@@ -14,12 +14,23 @@ struct PairSums {
   I s[kPairs][P][2 * kRegisters];
 };
 
-// Eight columns of the rows m and m + 1, or of the last row twice, from words of four.
-template <int M>
-inline int8x16_t row_pair(const int32_t* a, int m) {
-  const int32x2_t low = m + 1 < M ? vld1_s32(a + m) : vld1_dup_s32(a + m);
-  const int32x2_t high = m + 1 < M ? vld1_s32(a + M + m) : vld1_dup_s32(a + M + m);
-  return vreinterpretq_s8_s32(vzip1q_s32(vcombine_s32(low, low), vcombine_s32(high, high)));
+// Words of one to four rows; what is beyond the last row has no meaning.
+template <int Rows>
+inline I load_words(const int32_t* a) {
+  if constexpr (Rows == 1) return vld1q_dup_s32(a);
+  if constexpr (Rows == 2) return vcombine_s32(vld1_s32(a), vdup_n_s32(0));
+  if constexpr (Rows == 3) return vcombine_s32(vld1_s32(a), vld1_dup_s32(a + 2));
+  return vld1q_s32(a);
+}
+
+// Eight columns of the rows from `First` on, pair by pair.
+template <int M, int First = 0>
+__attribute__((always_inline)) inline void load_pairs(const int32_t* a, int8x16_t* pairs) {
+  constexpr int rows = M - First < 4 ? M - First : 4;
+  const I low = load_words<rows>(a + First), high = load_words<rows>(a + M + First);
+  pairs[0] = vreinterpretq_s8_s32(vzip1q_s32(low, high));
+  if constexpr (rows > 2) pairs[1] = vreinterpretq_s8_s32(vzip2q_s32(low, high));
+  if constexpr (First + 4 < M) load_pairs<M, First + 4>(a, pairs + 2);
 }
 
 template <int M, int P>
@@ -39,8 +50,7 @@ __attribute__((always_inline)) inline void blocks_of_pairs(PairSums<M, P>& sums,
 #pragma GCC unroll 1
   for (int64_t q = blocks * 4; q > 0; --q) {
     int8x16_t rows[PairSums<M, P>::kPairs];
-#pragma GCC unroll 16
-    for (int m = 0; m < M; m += 2) rows[m / 2] = row_pair<M>(a, m);
+    load_pairs<M>(a, rows);
 #pragma GCC unroll 16
     for (int p = 0; p < P; ++p) {
       __builtin_prefetch(b + p * panel + kWholeAhead);

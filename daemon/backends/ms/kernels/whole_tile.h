@@ -25,7 +25,7 @@ template <int M, int P>
 __attribute__((always_inline)) inline void dot_quad(Sums<M, P>& sums, const U (&w)[P][kRegisters], const int32_t* a) {
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
-    const I av = i_set1(a[m]);
+    const I av = word(a + m);
 #pragma GCC unroll 16
     for (int p = 0; p < P; ++p)
 #pragma GCC unroll 16
@@ -73,7 +73,7 @@ __attribute__((always_inline)) inline void quads_of_nibbles(Sums<M, P>& sums, co
         for (int n = 0; n < kRegisters; ++n) w[p][n] = half == 0 ? low_nibbles(raw[p][n]) : high_nibbles(raw[p][n]);
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) {
-        const I av = i_set1(a[half * M + m]);
+        const I av = word(a + half * M + m);
 #pragma GCC unroll 16
         for (int p = 0; p < P; ++p)
 #pragma GCC unroll 16
