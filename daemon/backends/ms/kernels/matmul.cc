@@ -10,10 +10,12 @@
 namespace mindport {
 namespace {
 
-constexpr int64_t kDepth = 256;       // columns of A and W per pass of the blocked product
-constexpr int64_t kRowsAtOnce = 240;  // rows of A per task, so that their kDepth columns stay in the second-level cache
-constexpr int64_t kPanelsAtOnce = 8;  // panels per task of the blocked product
-constexpr int64_t kDirectTiles = 3;   // tiles of rows from which on packing A pays
+constexpr int64_t kDepth = 256;         // columns of A and W per pass of the blocked product
+constexpr int64_t kRowsAtOnce = 120;    // rows of A per task, so that their kDepth columns stay in the second-level cache
+constexpr int64_t kPanelsAtOnce = 8;    // panels per task of the blocked product
+constexpr int64_t kDirectTiles = 3;     // tiles of rows up to which packing A does not pay
+constexpr int64_t kAhead = 8192;        // bytes to fetch ahead in a panel that is read once
+constexpr int64_t kWorthForking = 256 << 10;  // bytes of weights that one thread reads as fast as two that must meet
 
 int log2_of(int64_t width) { return width == 4 ? 2 : width == 2 ? 1 : 0; }
 
@@ -68,45 +70,63 @@ class Unpacker {
   std::vector<Memory> buffers_;
 };
 
+float* packing_room(size_t count) {
+  static Memory packed;
+  return packed.at_least(count);
+}
+
 // Few rows: weights stream through once, converted in registers; a further tile of rows finds them in the cache.
 class Direct {
  public:
-  explicit Direct(const Product& product) : p_(product) {}
+  explicit Direct(const Product& product) : p_(product) {
+    if (p_.m <= p_.table.tile_rows || p_.m > p_.table.stream_rows) return;
+    packed_ = packing_room(static_cast<size_t>(p_.m * p_.weights.cols()));
+    p_.table.pack_rows(p_.a, p_.a_row, static_cast<int>(p_.m), p_.weights.cols(), packed_);
+  }
 
   void run() {
-    const int64_t panels = p_.weights.panels(), panel_cost = p_.m * p_.weights.cols() * kLanes;
-    const int64_t worth = std::max(p_.widest(panels), kWorthAThread / panel_cost);
-    const int64_t grain = round_up(worth, p_.weights.parts());
+    const Matrix& w = p_.weights;
+    const int64_t panels = w.panels();
+    const int64_t work = w.panel_elements() * panels * std::max(element_bytes(w.format()), p_.m / 4);
+    const int64_t width = packed_ != nullptr ? 1 : p_.widest(panels);
+    const int64_t grain = work < kWorthForking ? panels : round_up(width, w.parts());
     ThreadPool::instance().each(panels, grain, [&](int64_t first, int64_t last, int) {
       for (int64_t panel = first; panel < last;) {
-        const int64_t width = p_.widest(last - panel);
-        stream(panel, width);
-        panel += width;
+        const int64_t taken = std::min(width, p_.widest(last - panel));
+        if (packed_ != nullptr) stream(panel);
+        else tile(panel, taken);
+        panel += taken;
       }
       if (p_.finish) p_.finish({0, p_.m, first, last});
     });
   }
 
  private:
-  float* c(int64_t tile, int64_t panel) const { return p_.c + p_.first_row(tile) * p_.c_row + panel * kLanes; }
-
-  void stream(int64_t panel, int64_t width) const {
+  void tile(int64_t panel, int64_t width) const {
     const Matrix& w = p_.weights;
     for (int64_t t = 0; t < p_.tiles(); ++t)
       p_.table.tile[static_cast<int>(w.format())][p_.rows_of(t)][log2_of(width)](
-          {p_.a + p_.first_row(t) * p_.a_row, p_.a_row, w.panel(panel), w.panel_elements(), w.cols(), c(t, panel),
-           p_.c_row, false});
+          {p_.a + p_.first_row(t) * p_.a_row, p_.a_row, w.panel(panel), w.panel_elements(), w.cols(),
+           p_.c + p_.first_row(t) * p_.c_row + panel * kLanes, p_.c_row, false});
+  }
+
+  void stream(int64_t panel) const {
+    const Matrix& w = p_.weights;
+    const auto* b = static_cast<const char*>(w.panel(panel));
+    p_.table.stream_tile[static_cast<int>(w.format())][p_.m - kTileRows](
+        {packed_, 0, b, 0, w.cols(), p_.c + panel * kLanes, p_.c_row, false, b + kAhead,
+         kLanes * element_bytes(w.format())});
   }
 
   const Product& p_;
+  float* packed_ = nullptr;
 };
 
 // Many rows: A is packed, weights are converted a block at a time, C is resumed block by block.
 class Blocked {
  public:
   explicit Blocked(const Product& product) : p_(product) {
-    static Memory packed;
-    packed_ = packed.at_least(static_cast<size_t>(p_.m * p_.weights.cols()));
+    packed_ = packing_room(static_cast<size_t>(p_.m * p_.weights.cols()));
     Unpacker::instance().reserve(ThreadPool::instance().size());
   }
 
@@ -131,23 +151,37 @@ class Blocked {
   }
 
  private:
+  struct Block {
+    int64_t panel, width, k, depth;
+  };
+
   void task(int64_t tile0, int64_t tile1, int64_t panel0, int64_t panel1, int worker) {
-    const int64_t depth = p_.weights.cols();
-    for (int64_t k = 0; k < depth; k += kDepth) {
-      const int64_t ks = std::min(kDepth, depth - k);
-      for (int64_t panel = panel0; panel < panel1;) {
-        const int64_t width = panel1 - panel >= p_.table.packed_width ? p_.table.packed_width : 1;
-        int64_t stride = 0;
-        const float* block = Unpacker::instance().block(p_, panel, width, k, ks, worker, &stride);
-        for (int64_t t = tile0; t < tile1; ++t) {
-          const int64_t row = p_.first_row(t), rows = p_.rows_of(t);
-          p_.table.packed_tile[rows][width > 1]({packed_ + row * depth + k * rows, 0, block, stride, ks,
-                                                 p_.c + row * p_.c_row + panel * kLanes, p_.c_row, k > 0});
-        }
-        panel += width;
-      }
+    const int64_t cols = p_.weights.cols();
+    const auto at = [&](int64_t panel, int64_t k) {
+      const int64_t width = panel1 - panel >= p_.table.packed_width ? p_.table.packed_width : 1;
+      return Block{panel, width, k, std::min(kDepth, cols - k)};
+    };
+    for (Block block = at(panel0, 0), next; block.k < cols; block = next) {
+      const bool last = block.panel + block.width >= panel1;
+      next = last ? at(panel0, block.k + block.depth) : at(block.panel + block.width, block.k);
+      multiply(block, next, tile0, tile1, worker);
     }
     if (p_.finish) p_.finish({p_.first_row(tile0), p_.first_row(tile1), panel0, panel1});
+  }
+
+  // Each tile fetches a panel of the next block.
+  void multiply(const Block& block, const Block& next, int64_t tile0, int64_t tile1, int worker) {
+    const int64_t step = kLanes * element_bytes(p_.weights.format());
+    int64_t stride = 0;
+    const float* b = Unpacker::instance().block(p_, block.panel, block.width, block.k, block.depth, worker, &stride);
+    for (int64_t t = tile0; t < tile1; ++t) {
+      const int64_t row = p_.first_row(t), rows = p_.rows_of(t), panel = next.panel + t - tile0;
+      const bool fetch = next.depth > 0 && panel < next.panel + next.width;
+      p_.table.packed_tile[rows][block.width > 1](
+          {packed_ + row * p_.weights.cols() + block.k * rows, 0, b, stride, block.depth,
+           p_.c + row * p_.c_row + block.panel * kLanes, p_.c_row, block.k > 0,
+           fetch ? static_cast<const char*>(p_.weights.panel(panel)) + next.k * step : nullptr, step});
+    }
   }
 
   const Product& p_;
@@ -161,8 +195,8 @@ void matmul(const Matrix& weights, const float* a, int64_t a_row, int64_t m, flo
   if (m < 1) return;
   if (!is_float(weights.format())) return whole_matmul(weights, a, a_row, m, c, c_row, finish);
   const Product product{weights, a, a_row, m, c, c_row, finish, kernels()};
-  if (product.tiles() > kDirectTiles) Blocked(product).run();
-  else Direct(product).run();
+  if (m <= product.table.stream_rows || product.tiles() <= kDirectTiles) Direct(product).run();
+  else Blocked(product).run();
 }
 
 }  // namespace mindport

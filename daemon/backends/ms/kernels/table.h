@@ -8,6 +8,7 @@ namespace mindport {
 
 constexpr int kTileRows = 12;   // rows of the largest tile of any instruction set
 constexpr int kTileWidths = 3;  // tiles of 1, 2 and 4 panels
+constexpr int kStreamRows = 24;  // rows of the largest tile of one panel
 
 // C[m, 16 p + lane] (+)= sum over k of A[m, k] * B[p][k][lane], by fused multiply-add in increasing order of k.
 struct Tile {
@@ -19,6 +20,8 @@ struct Tile {
   float* c;
   int64_t c_row;    // elements between rows of C
   bool resume;      // continue from C rather than from zero
+  const void* ahead = nullptr;  // memory to fetch meanwhile, or null: a line for each k (packed A)
+  int64_t ahead_step = 0;       // bytes between those lines
 };
 using TileFunction = void (*)(const Tile&);
 
@@ -45,6 +48,8 @@ struct KernelTable {
   int packed_width;   // panels of the tile used with a packed A
   TileFunction tile[kFloatFormats][kTileRows + 1][kTileWidths];  // by rows and log2 of panels; null where registers run out
   TileFunction packed_tile[kTileRows + 1][2];               // float32 panels, packed A; one panel or packed_width
+  int stream_rows;    // most rows of a tile of one panel, at least tile_rows
+  TileFunction stream_tile[kFloatFormats][kStreamRows - kTileRows + 1];  // packed A, by rows above kTileRows
   GatherFunction gather_tile[kFloatFormats][kTileRows + 1][kTileWidths];  // by rows and log2 of panels
   void (*unpack[kFloatFormats])(const void* source, int64_t groups, float* out);  // 16 elements a group, to float32
   void (*pack_rows)(const float* a, int64_t a_row, int rows, int64_t k, float* out);  // to [k][rows]

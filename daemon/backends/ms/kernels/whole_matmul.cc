@@ -13,6 +13,7 @@ constexpr int64_t kDepthBlocks = 16;  // blocks of 32 columns per pass over seve
 constexpr int64_t kRowsAtOnce = 240;  // rows per task, so that their columns of a pass stay in the second-level cache
 constexpr int64_t kPanelsAtOnce = 8;  // panels per task of the blocked product
 constexpr int64_t kDirectTiles = 3;   // tiles of rows up to which weights stream through once
+constexpr int64_t kWorthForking = 256 << 10;  // bytes of weights that one thread reads as fast as two that must meet
 constexpr int64_t kRoundingCost = 8;  // of an activation, in multiply-adds of whole numbers
 
 int log2_of(int64_t width) { return width == 4 ? 2 : width == 2 ? 1 : 0; }
@@ -72,9 +73,9 @@ class WholeProduct {
 
   // Few rows: weights stream through once; a further tile of rows finds them in the cache.
   void direct() const {
-    const int64_t panels = weights_.panels(), panel_cost = m_ * weights_.cols() * kLanes / 4;
-    const int64_t worth = std::max(widest(panels), kWorthAThread / panel_cost);
-    ThreadPool::instance().each(panels, round_up(worth, weights_.parts()), [&](int64_t first, int64_t last, int) {
+    const int64_t panels = weights_.panels(), work = weights_.panel_bytes() * panels * std::max<int64_t>(1, m_ / 4);
+    const int64_t grain = work < kWorthForking ? panels : round_up(widest(panels), weights_.parts());
+    ThreadPool::instance().each(panels, grain, [&](int64_t first, int64_t last, int) {
       task(0, tiles_, first, last);
     });
   }
