@@ -59,7 +59,7 @@ def merge(family: Family, sources: list[Source]) -> Architecture:
             if others:
                 disagreements.append(Disagreement(rule.hf, used, name, others))
             problems.extend(_out_of_range(rule, name, used))
-        elif rule.required:
+        elif rule.required and not any(key in source.values for source in sources for key in rule.same_as):
             spelling = f"{rule.yaml} in the yaml" if rule.yaml else rule.hf
             names = ", ".join(source.name for source in sources)
             problems.append(Problem(rule.hf, f"none of {names} has it", f"add {spelling}"))

@@ -81,7 +81,7 @@ def _directory_problems(found: ModelDirectory) -> list[Problem]:
 
 
 def _forecast_of(inputs: Inputs, budget: Budget) -> Forecast:
-    longest = inputs.recipe.limits.max_seq_len or int(inputs.architecture.values[inputs.family.context])
+    longest = inputs.recipe.limits.max_seq_len or inputs.family.wanted_context(inputs.architecture.values)
     sizes = (sum(file.header.size for file in inputs.weights.files), inputs.parameters)
     dtype = stored_dtype(inputs.weights, None)
     return forecast(inputs.family, inputs.architecture.values, longest, sizes, dtype, budget)

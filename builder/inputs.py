@@ -263,17 +263,17 @@ def _all_ids(value: Any) -> tuple[int, ...]:
 
 
 def _limit_problems(recipe: Recipe, family: Family, architecture: Architecture) -> list[Problem]:
-    context = architecture.values.get(family.context)
+    values, problems = architecture.values, []
+    if architecture.problems:
+        return []
+    context, wanted = family.longest_context(values), family.wanted_context(values)
     total, prompt = recipe.limits.max_seq_len, recipe.limits.max_input_tokens
-    problems = []
-    if total is not None and isinstance(context, int) and total > context:
-        remedy = f"lower it, or raise {family.context}"
-        problems.append(
-            Problem(
-                "recipe  limits.max_seq_len", f"{total} is more than {family.context} ({context})", remedy
-            )
-        )
-    longest = total or context
+    for where, length in (("recipe  limits.max_seq_len", total), ("seq_length", wanted)):
+        if length is not None and length > context:
+            remedy = f"lower it, or raise {family.context}"
+            message = f"{length} is more than {family.context} ({context})"
+            problems.append(Problem(where, message, remedy))
+    longest = total or wanted
     if prompt is not None and isinstance(longest, int) and prompt >= longest:
         remedy = f"lower it to {longest - 1} or raise max_seq_len"
         problems.append(

@@ -75,7 +75,16 @@ class ModelYaml:
         for block, keys in self.family.yaml_blocks.items():
             problems.extend(self._check_keys((block,), keys))
         problems.extend(self._check_blocks())
+        problems.extend(self._check_extension())
         return problems
+
+    def _check_extension(self) -> Iterator[Problem]:
+        """Only some families extend by the yaml's word; the others do by config.json's."""
+        method = extension(self.model_config.get("extend_method"))
+        if method is not None and self.family.rule_of("extend_method") is None:
+            place = self.document.where(("model", "model_config", "extend_method"))
+            remedy = 'write "None", and rope_scaling in config.json if the model was trained so'
+            yield Problem(place, f"is {method!r}; {self.family.name} models are not extended so", remedy)
 
     def _check_keys(self, path: tuple[str, ...], kinds: Mapping[str, Kind]) -> Iterator[Problem]:
         for key, value in self.document.mapping_at(*path).items():

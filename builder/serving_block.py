@@ -41,7 +41,7 @@ def generation_config(inputs: Inputs) -> dict[str, Any]:
 def serving_block(inputs: Inputs, dtype: str, network: KnownNetwork) -> Serving:
     """Everything a server must know beyond the architecture."""
     values, recipe = inputs.architecture.values, inputs.recipe
-    longest = recipe.limits.max_seq_len or int(values[inputs.family.context])
+    longest = recipe.limits.max_seq_len or inputs.family.wanted_context(values)
     return Serving(
         format_version=FORMAT_VERSION,
         backend="ms",

@@ -8,7 +8,14 @@ from builder.families.base import ControlTokens, FieldRule, TensorRule
 from builder.families.llama import FIELDS, LAYER, LLAMA, MATRICES, OTHERS
 
 _CONTEXT = "model_max_length"
-_OWN = ("max_position_embeddings", "num_key_value_heads", "rope_theta", "rope_scaling", "head_dim")
+_OWN = (
+    "seq_length",
+    "max_position_embeddings",
+    "num_key_value_heads",
+    "rope_theta",
+    "rope_scaling",
+    "head_dim",
+)
 
 BAICHUAN = replace(
     LLAMA,
@@ -30,6 +37,7 @@ BAICHUAN = replace(
         ),
         TensorRule(LAYER + "self_attn.W_pack.weight", ("3*hidden_size", "hidden_size"), linear=True),
     ),
+    longest=None,
     kv_heads="num_attention_heads",
     context=_CONTEXT,
     adds_bos=False,

@@ -78,7 +78,7 @@ class Family:
     heads: str
     kv_heads: str
     context: str
-    """The config key with the longest sequence."""
+    """The config key with the longest sequence, where ``seq_length`` sets no other limit."""
     network: str
     """File of the ``ms`` backend's network."""
     yaml_template: str
@@ -106,6 +106,8 @@ class Family:
     ignored_tensors: tuple[str, ...] = ()
     """Patterns of tensors that checkpoints carry and no network needs."""
     rules: tuple[ConsistencyRule, ...] = field(default=())
+    longest: Callable[[Mapping[str, Any]], int] | None = None
+    """The longest sequence that a config allows, where that may be more than ``context`` says."""
     refuse: Callable[[Mapping[str, Any]], list[Problem]] = lambda config: []
     """What a config.json of this family asks for and the network does not do."""
 
@@ -116,6 +118,14 @@ class Family:
     def rule_of(self, hf: str) -> FieldRule | None:
         """The rule of a config.json key."""
         return next((rule for rule in self.fields if rule.hf == hf), None)
+
+    def wanted_context(self, config: Mapping[str, Any]) -> int:
+        """How long sequences are to be unless the recipe says."""
+        return int(config.get("seq_length") or config[self.context])
+
+    def longest_context(self, config: Mapping[str, Any]) -> int:
+        """How long sequences may be."""
+        return self.longest(config) if self.longest is not None else int(config[self.context])
 
     def head_dim(self, config: Mapping[str, Any]) -> int:
         """Width of one attention head."""

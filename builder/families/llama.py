@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from builder.families.base import ConsistencyRule, Family, FieldRule, Kind, TensorRule
-from builder.families.rope import rope_problems
+from builder.families.rope import longest_context, rope_problems
 from contract.faults import Problem
 
 LAYER = "model.layers.{layer}."
@@ -46,7 +46,15 @@ FIELDS = (
     FieldRule("head_dim", "int", minimum=1),
     FieldRule("intermediate_size", "int", "intermediate_size", required=True, minimum=1),
     FieldRule("rms_norm_eps", "float", "rms_norm_eps", default=1e-6, minimum=0),
-    FieldRule("max_position_embeddings", "int", "seq_length", required=True, minimum=2),
+    FieldRule("seq_length", "int", "seq_length", minimum=2),
+    FieldRule(
+        "max_position_embeddings",
+        "int",
+        "max_position_embedding",
+        required=True,
+        same_as=("seq_length",),
+        minimum=2,
+    ),
     FieldRule("rope_theta", "float", "theta", default=10000.0, minimum=1),
     FieldRule("rope_scaling", "any"),
     FieldRule("bos_token_id", "int", "bos_token_id", minimum=0),
@@ -157,6 +165,7 @@ LLAMA = Family(
     ignored_tensors=ROTARY_BUFFERS,
     rules=RULES,
     refuse=decoder_problems,
+    longest=longest_context,
 )
 
 MISTRAL = replace(

@@ -152,8 +152,8 @@ def _added_tokens(inputs: TokenizerInputs, pieces: int, add_bos: bool) -> AddedT
             names[int(key)] = text
     gaps = [index for index in sorted(names) if index >= pieces]
     if gaps and gaps != list(range(pieces, pieces + len(gaps))):
-        message = f"added_tokens_decoder continues the {pieces} pieces with the ids {gaps[:8]}"
-        hint = "the ids behind the last piece must follow without a gap; correct tokenizer_config.json"
+        message = f"tokenizer.model has {pieces} pieces, and the tokens behind them have the ids {gaps[:8]}"
+        hint = "ids must follow without a gap: take this model's tokenizer.model and tokenizer_config.json"
         raise Fault(FaultKind.INVALID_MODEL, message, hint)
     begin = inputs.token_ids.get("bos") if add_bos else None
     ids = {text: index for index, text in names.items()}

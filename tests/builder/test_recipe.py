@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from builder.families import family_named
+from builder.quantization import parameter_count
 from builder.recipe import TEMPLATES_FOLDER, find_recipe, known_recipes, load_recipe
 from contract.faults import Fault, FaultKind
 from contract.networks import shipped_network
@@ -49,6 +50,26 @@ def test_the_known_recipes(name: str) -> None:
     assert shipped_network(network)[1].name == network
     known = {rule.hf for rule in family.fields}
     assert set(recipe.architecture) <= known
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("telechat2_7b", 7_617_351_680),
+        ("telechat2_35b", 35_435_059_200),
+        ("telechat2_115b", 113_282_916_352),
+        ("telechat2_39b_a12b", 39_330_099_200),
+        ("chatglm2_6b", 6_243_584_000),
+        ("llama2_13b", 13_015_864_320),
+        ("baichuan2_13b_chat", 13_896_668_160),
+        ("internlm2_5_7b_chat", 7_737_708_544),
+        ("fm9g_4b", 4_129_681_920),
+        ("qwen1_5_7b", 7_721_324_544),
+    ],
+)
+def test_a_recipe_has_as_many_parameters_as_its_model(name: str, parameters: int) -> None:
+    recipe = find_recipe(name).recipe
+    assert parameter_count(family_named(recipe.family), recipe.architecture) == parameters
 
 
 def test_the_size_of_telechat2_7b() -> None:
