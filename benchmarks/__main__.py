@@ -6,68 +6,99 @@ import os
 import shlex
 import signal
 import sys
+import time
+from collections.abc import Iterator, Sequence
 
+from benchmarks.converted import CTranslate2, OpenVino
 from benchmarks.engines import Engine, Setting
+from benchmarks.lines import ROOT
 from benchmarks.llamacpp import LlamaCpp
 from benchmarks.load import EngineError
 from benchmarks.machine import facts
-from benchmarks.measure import Result, run_rounds
 from benchmarks.mindport import MindPort
-from benchmarks.options import NOT_WIRED, parse
+from benchmarks.options import parse
+from benchmarks.parts import PARTS
 from benchmarks.report import Report, Run
-from benchmarks.static_transformers import Transformers
+from benchmarks.rounds import rounds
+from benchmarks.subject import OURS, Subject
 from benchmarks.synthetic import BENCHMARK, TRIAL, make_folder
-from benchmarks.table import add_shares
+from benchmarks.torch_transformers import Transformers
+from benchmarks.variants import variants
+from benchmarks.visits import Diary, Visitor
+from benchmarks.vllm import Vllm
 
-ENGINES: dict[str, type[Engine]] = {"mindport": MindPort, "llama.cpp": LlamaCpp, "transformers": Transformers}
+ENGINES: dict[str, type[Engine]] = {
+    OURS: MindPort,
+    "llama.cpp": LlamaCpp,
+    "ctranslate2": CTranslate2,
+    "openvino": OpenVino,
+    "vllm": Vllm,
+    "transformers": Transformers,
+}
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
+    begin = time.monotonic()
     options = parse(arguments)
     options.cache.mkdir(parents=True, exist_ok=True)
+    machine = facts(options.cpus)
     _step_aside(options.cpus)
     shape = TRIAL if options.small else BENCHMARK
     say(f"model: {shape.name}, in {options.cache}")
-    setting = Setting(options, shape, make_folder(shape, options.cache / "models"))
-    results, missing = prepare(setting)
-    run = Run(shlex.join(["bash", "scripts/bench", *arguments]), facts(options.cpus), options.streams)
-    text = ""
+    setting = Setting(options, shape, make_folder(shape.name, shape.to_config(), options.cache / "models"))
+    run = Run(shlex.join(["bash", "scripts/bench", *arguments]), machine, options.streams)
     try:
-        for rounds, bounds in enumerate(run_rounds(results, setting, say), 1):
-            # After each round, so that a run that is cut short leaves what it has.
-            add_shares(results, shape, bounds)
-            broken = {result.engine.name: result.problem for result in results if result.problem}
-            report = Report(run, shape, bounds, rounds, results, missing | broken)
-            report.write(options.out)
-            text = report.text()
+        visitor = Visitor(setting, Diary.open(options.out / "visits.jsonl", options.resume), say)
+        for _ in measure(visitor, begin):
+            # After each part and round, so that a run that is cut short leaves what it has.
+            Report(run, shape, variants(setting), visitor.diary.visits).write(options.out)
+        report = Report(run, shape, variants(setting), visitor.diary.visits)
+        print(report.text())
+        minutes = (time.monotonic() - begin) / 60
+        say(f"written in {minutes:.0f} minutes: {options.out}/results.txt, .md, .json, .svg")
+        if options.write_docs:
+            report.write_documents(ROOT / "docs")
     except EngineError as error:
         say(f"error: {error}")
-    print(text)
-    say(f"written: {options.out}/results.txt, .md, .json, .svg")
-    return 0 if any(result.samples for result in results) else 1
+        return 1
+    return 0 if any(visit.values for visit in visitor.diary.visits) else 1
 
 
-def prepare(setting: Setting) -> tuple[list[Result], dict[str, str]]:
-    """Every engine that can be measured, and the others with their reasons."""
-    results, missing = [], {}
+def measure(visitor: Visitor, begin: float) -> Iterator[None]:
+    """Everything once; then, while there is time, the peers that matter again. Yields now and then."""
+    options = visitor.setting.options
+    engines = prepare(visitor) if "peers" in options.parts else []
+    for number in range(options.rounds if engines else 1):
+        left = 60 * options.minutes - (time.monotonic() - begin)
+        for _ in rounds(visitor, engines, number, left):
+            yield
+        if number == 0:
+            for part in options.parts:
+                if part in PARTS:
+                    try:
+                        PARTS[part](visitor)
+                    except EngineError as error:
+                        visitor.lack(part, Subject(OURS, part, 0, 0), str(error))
+                    yield
+
+
+def prepare(visitor: Visitor) -> list[Engine]:
+    """Every engine that can be measured; the others are noted with their reasons."""
+    setting, engines = visitor.setting, []
     for weight_format in setting.options.formats:
-        for name in ("mindport", *setting.options.peers):
-            if name in NOT_WIRED:
-                missing[name] = "not wired into this benchmark yet"
-                continue
-            engine = ENGINES[name](setting, weight_format)
-            say(f"preparing {engine.name}")
+        for name in (OURS, *setting.options.peers):
+            say(f"preparing {name} {weight_format}")
             try:
+                engine = ENGINES[name](setting, weight_format)
                 engine.prepare()
-                results.append(Result(engine))
+                engines.append(engine)
             except EngineError as error:
-                missing[engine.name] = str(error)
-                say(f"  {error}")
-    return results, missing
+                visitor.lack("peers", Subject(name, weight_format, 0, 0), str(error))
+    return engines
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 def _step_aside(cpus: tuple[int, ...]) -> None:

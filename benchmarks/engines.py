@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from tokenizers import Tokenizer
 
 from benchmarks.load import Answer, EngineError, is_ready, post, stream_all
 from benchmarks.options import Options
-from benchmarks.processes import Process, free_port
+from benchmarks.processes import START_S, Process, free_port
+from benchmarks.subject import Subject
 from benchmarks.synthetic import Shape
 
 
@@ -37,15 +39,37 @@ class Setting:
     def tokenizer(self) -> Tokenizer:
         return Tokenizer.from_file(str(self.model / "tokenizer.json"))
 
+    def environment(self) -> dict[str, str]:
+        """Variables that hold engines to the instructions that were asked for."""
+        return dict(_HELD[self.options.isa]) if self.options.isa else {}
+
+
+_HELD: Mapping[str, Mapping[str, str]] = {
+    "avx2": {
+        "MINDPORT_KERNELS_ISA": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "CT2_FORCE_CPU_ISA": "AVX2",
+    }
+}
+
 
 class Engine(ABC):
     """One engine with one weight format. Every method raises ``EngineError``."""
+
+    has_prefix_cache = False
+    """Whether a prompt that came before is answered faster."""
+    is_stalled = False
+    """Whether it is measured how a long prompt delays running streams."""
 
     def __init__(self, setting: Setting, weight_format: str) -> None:
         self.setting = setting
         self.format = weight_format
         self.detail = ""
         """Version and build, known after ``prepare``."""
+        self.variant = ""
+        """What sets it apart from the same engine with the same format."""
         self._process: Process | None = None
 
     @property
@@ -60,12 +84,15 @@ class Engine(ABC):
 
     @property
     def name(self) -> str:
-        return f"{self.engine} {self.format}"
+        return self.subject_of(0.0).name
 
     @property
-    def is_exact(self) -> bool:
-        """Whether its greedy tokens must equal the other engines'."""
-        return self.bits == 32
+    def subject(self) -> Subject:
+        """After ``prepare``."""
+        return self.subject_of(self.weight_bytes())
+
+    def subject_of(self, weight_bytes: float) -> Subject:
+        return Subject(self.engine, self.format, self.bits, weight_bytes, self.detail, self.variant)
 
     @abstractmethod
     def weight_bytes(self) -> float:
@@ -87,6 +114,14 @@ class Engine(ABC):
     def greedy(self, prompt: list[int], max_tokens: int) -> list[str]:
         """The tokens of an answer, as text."""
 
+    def footprint(self) -> dict[str, float]:
+        """Further figures of the running engine."""
+        return {}
+
+    def environment(self) -> dict[str, str]:
+        """Variables of its processes. A peer does not see our modules."""
+        return {"PYTHONPATH": "", **self.setting.environment()}
+
     def stop(self) -> None:
         process, self._process = self._process, None
         if process is not None:
@@ -99,7 +134,7 @@ class Engine(ABC):
         return self._process.cpu_seconds() if self._process is not None else 0.0
 
     def log(self, suffix: str = ".log") -> Path:
-        name = self.name.replace(" ", "-").replace("/", "-")
+        name = self.name.replace(", ", "-").replace(" ", "-").replace("/", "-").replace(":", "-")
         return self.setting.options.cache / "logs" / (name + suffix)
 
     def texts(self, ids: list[int]) -> list[str]:
@@ -112,6 +147,8 @@ class Server(Engine):
 
     health: str
     """A path that is answered with 200 when the model is ready."""
+    has_prefix_cache = True
+    start_limit_s = START_S
 
     def __init__(self, setting: Setting, weight_format: str) -> None:
         super().__init__(setting, weight_format)
@@ -123,7 +160,9 @@ class Server(Engine):
 
     def start(self) -> None:
         self.port = free_port()
-        self._process = Process(self.command(), self.setting.options.cpus, self.log())
+        self._process = Process(
+            self.command(), self.setting.options.cpus, self.log(), self.environment(), self.start_limit_s
+        )
         with contextlib.ExitStack() as undo:
             undo.callback(self.stop)
             self._process.wait_until(lambda: is_ready(self.port, self.health))

@@ -28,6 +28,8 @@ class LlamaCpp(Server):
         super().__init__(setting, kind)
         self._gguf = setting.options.cache / "gguf" / f"{setting.shape.name}-{kind}.gguf"
         self._python = Path()
+        # The wheel knows AVX2 only; a build of one's own may have been made for more.
+        self._server = setting.options.llama_server if setting.options.isa is None else None
 
     @property
     def bits(self) -> float:
@@ -39,25 +41,28 @@ class LlamaCpp(Server):
     def prepare(self) -> None:
         options = self.setting.options
         self._python = python_of(self.engine, options.cache, options.install)
-        own = options.llama_server
+        own = self._server
         if own is not None and not own.is_file():
             raise EngineError(f"--llama-server {own} does not exist")
         self.detail = _own_build(own) if own else _wheel(self._python)
-        if self._gguf.is_file():
+        config = (self.setting.model / "config.json").read_bytes()
+        source = self._gguf.with_suffix(".json")
+        if self._gguf.is_file() and source.is_file() and source.read_bytes() == config:
             return
         self._gguf.parent.mkdir(parents=True, exist_ok=True)
         partial = self._gguf.with_suffix(".partial")
         command = [str(self._python), str(_SCRIPTS / "write_gguf.py"), str(self.setting.model)]
         run([*command, str(partial), self.format], "writing GGUF")
         partial.rename(self._gguf)
+        source.write_bytes(config)
 
     def command(self) -> list[str]:
         options, slots = self.setting.options, self.setting.slots
         threads, context = str(len(options.cpus)), str(slots * self.setting.slot_tokens)
-        if options.llama_server is None:
+        if self._server is None:
             script = str(_SCRIPTS / "serve_llamacpp.py")
             return [str(self._python), script, str(self._gguf), str(self.port), threads, str(slots), context]
-        command = [str(options.llama_server), "-m", str(self._gguf), "--port", str(self.port), "-t", threads]
+        command = [str(self._server), "-m", str(self._gguf), "--port", str(self.port), "-t", threads]
         command += ["-np", str(slots), "-c", context, "--no-kv-unified", "--cache-ram", "0", "--fit", "off"]
         return [*command, "--no-webui"]
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 TIMEOUT_S = 600.0
+_POLL_S = 0.02
 
 
 class EngineError(Exception):
@@ -55,6 +56,19 @@ def post(port: int, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         connection.close()
 
 
+def get(port: int, path: str) -> dict[str, Any]:
+    """One answer as JSON. Raises ``EngineError``."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
+    try:
+        connection.request("GET", path)
+        answer: dict[str, Any] = json.loads(connection.getresponse().read())
+        return answer
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise EngineError(f"GET {path}: {error!r}") from None
+    finally:
+        connection.close()
+
+
 def is_ready(port: int, path: str) -> bool:
     """Whether a GET of ``path`` is answered with 200."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
@@ -92,7 +106,58 @@ def stream_all(port: int, bodies: list[dict[str, Any]]) -> list[Answer]:
     return answers
 
 
-def _stream(port: int, body: dict[str, Any], answer: Answer) -> None:
+class Streams:
+    """Completions that run in the background until they are closed."""
+
+    def __init__(self, port: int, bodies: list[dict[str, Any]]) -> None:
+        self.answers = [Answer() for _ in bodies]
+        self._closing = threading.Event()
+        self._failures: list[Exception] = []
+        self._threads = [
+            threading.Thread(target=self._one, args=(port, *pair), daemon=True)
+            for pair in zip(bodies, self.answers, strict=True)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def wait_for(self, tokens: int) -> None:
+        """Until every stream has so many. Raises ``EngineError``."""
+        limit = time.monotonic() + TIMEOUT_S
+        while min(len(answer.arrivals) for answer in self.answers) < tokens:
+            if self._failures:
+                raise EngineError(str(self._failures[0]))
+            if time.monotonic() > limit:
+                raise EngineError(f"no {tokens} tokens in {TIMEOUT_S:.0f} s")
+            time.sleep(_POLL_S)
+
+    def gaps_between(self, begin: float, end: float) -> list[float]:
+        """Of all streams, those that ended in this time."""
+        return [
+            later - earlier
+            for answer in self.answers
+            for earlier, later in zip(answer.arrivals, answer.arrivals[1:], strict=False)
+            if begin <= later <= end
+        ]
+
+    def close(self) -> None:
+        """Hang up. Raises ``EngineError`` when a stream had failed or had ended by itself."""
+        ended = not all(thread.is_alive() for thread in self._threads)
+        self._closing.set()
+        for thread in self._threads:
+            thread.join()
+        if self._failures:
+            raise EngineError(str(self._failures[0]))
+        if ended:
+            raise EngineError("a stream ended too early")
+
+    def _one(self, port: int, body: dict[str, Any], answer: Answer) -> None:
+        try:
+            _stream(port, body, answer, self._closing)
+        except Exception as error:  # raised again where it is seen
+            self._failures.append(error)
+
+
+def _stream(port: int, body: dict[str, Any], answer: Answer, closing: threading.Event | None = None) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
     try:
         answer.sent = time.perf_counter()
@@ -100,6 +165,8 @@ def _stream(port: int, body: dict[str, Any], answer: Answer) -> None:
         for line in _request(connection, "/v1/completions", whole):
             if line.startswith(b"data: {"):
                 _take(json.loads(line[6:]), answer, body["max_tokens"])
+            if closing is not None and closing.is_set():
+                return
     finally:
         connection.close()
     if answer.tokens != body["max_tokens"]:

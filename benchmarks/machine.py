@@ -6,12 +6,13 @@ import json
 import os
 import platform
 import shutil
-import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 
 from benchmarks.environments import run
 from benchmarks.load import EngineError
+from benchmarks.options import Options
 
 _SOURCE = Path(__file__).with_name("bounds.c")
 _MEGABYTES = 1024
@@ -29,18 +30,6 @@ _FLAGS = (
 )
 """What kernels of the engines choose between."""
 
-_NUMPY = """
-import json, time, numpy as np
-a = np.ones((2048, 2048), np.float32); big = np.ones(1 << 28, np.float32)
-def best(f):
-    times = []
-    for _ in range(5):
-        begin = time.perf_counter(); f(); times.append(time.perf_counter() - begin)
-    return min(times)
-read, fma = big.nbytes / best(big.sum), 2 * 2048**3 / best(lambda: a @ a)
-print(json.dumps({"read_gb_s": read / 1e9, "fma_gflop_s": fma / 1e9}))
-"""
-
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
@@ -48,33 +37,37 @@ class Bounds:
 
     read_gb_s: float
     fma_gflop_s: float
-    method: str
+    int8_gb_s: float
+    """Weights read by int8 dot products with a vector."""
 
     def best_of(self, other: Bounds) -> Bounds:
         """A bound is a maximum: neighbours can only lower what is seen."""
-        read = max(self.read_gb_s, other.read_gb_s)
-        return Bounds(read, max(self.fma_gflop_s, other.fma_gflop_s), self.method)
+        return Bounds(*map(max, astuple(self), astuple(other)))
+
+    def to_values(self) -> dict[str, float]:
+        return asdict(self)
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, float]) -> Bounds | None:
+        names = [field.name for field in fields(cls)]
+        return cls(*(values[name] for name in names)) if set(names) <= set(values) else None
 
 
-def measure_bounds(cache: Path, cpus: tuple[int, ...]) -> Bounds:
+def measure_bounds(options: Options) -> Bounds:
     """Raises ``EngineError``."""
-    pin = ["taskset", "-c", ",".join(map(str, cpus))]
+    cpus, program = options.cpus, options.cache / f"bounds-{options.isa or 'native'}"
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
     if compiler is None:
-        said = run([*pin, sys.executable, "-c", _NUMPY], "measuring bounds")
-        return _bounds(said, "numpy: sum on one thread, sgemm; no C compiler was found")
-    program = cache / "bounds"
-    flags = ["-O3", "-march=native", "-ffp-contract=fast", "-pthread"]
-    run([compiler, *flags, str(_SOURCE), "-o", str(program)], "compiling bounds.c")
+        raise EngineError("measuring the machine's bounds needs a C compiler: cc, gcc or clang")
+    if not program.is_file() or program.stat().st_mtime < _SOURCE.stat().st_mtime:
+        target = ["-mavx2", "-mfma"] if options.isa == "avx2" else ["-march=native"]
+        flags = ["-O3", *target, "-ffp-contract=fast", "-pthread"]
+        run([compiler, *flags, str(_SOURCE), "-o", str(program)], "compiling bounds.c")
+    pin = ["taskset", "-c", ",".join(map(str, cpus))]
     said = run([*pin, str(program), str(len(cpus)), str(_MEGABYTES)], "measuring bounds")
-    return _bounds(said, "C: reads of 1 GiB in huge pages, independent chains of multiply-adds in registers")
-
-
-def _bounds(said: str, method: str) -> Bounds:
     try:
-        values = json.loads(said)
-        return Bounds(float(values["read_gb_s"]), float(values["fma_gflop_s"]), method)
-    except (ValueError, KeyError) as error:
+        return Bounds(**{name: float(value) for name, value in json.loads(said).items()})
+    except (ValueError, TypeError) as error:
         raise EngineError(f"measuring bounds: {error!r}") from None
 
 

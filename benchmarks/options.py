@@ -8,15 +8,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-PEERS = ("llama.cpp", "transformers")
-NOT_WIRED = ("vllm", "openvino", "ctranslate2")
-"""Peers that are listed as missing rather than forgotten."""
+PEERS = ("llama.cpp", "ctranslate2", "openvino", "vllm", "transformers")
 FORMATS = ("float32", "bfloat16", "int8", "int4")
+PARTS = ("peers", "daemon", "threads", "variants", "quality")
 
 _EPILOG = """\
+parts (--only):
+  peers     MindPort and the other engines, one after the other, in rounds
+  daemon    through the daemon beside the engine alone
+  threads   one thread and two
+  variants  long context, grouped heads, ALiBi, experts: against what the base model's speed predicts
+  quality   the demo model's next tokens in each format against float32
+
 examples:
-  bash scripts/bench                                  float32 and int8, 1 and 8 streams: minutes
-  bash scripts/bench --full                           every format, 1, 8 and 16 streams: about an hour
+  bash scripts/bench                                  four formats' worth of goals in ten minutes
+  bash scripts/bench --full                           every peer, format and part: about 35 minutes
+  bash scripts/bench --full --resume --only variants  one part again, the rest as measured before
   bash scripts/bench --peers llama.cpp --formats float32 --streams 1,8,16
   bash scripts/bench --llama-server ~/llama.cpp/build/bin/llama-server
 
@@ -31,13 +38,20 @@ class Options:
     peers: tuple[str, ...]
     formats: tuple[str, ...]
     streams: tuple[int, ...]
+    parts: tuple[str, ...]
     cpus: tuple[int, ...]
     rounds: int
+    minutes: float
+    """After the first round, no visit begins that would end later."""
     cache: Path
     out: Path
     llama_server: Path | None
+    isa: str | None
+    """Hold every engine to these instructions."""
     install: bool
+    resume: bool = False
     small: bool = False
+    write_docs: bool = False
 
 
 def default_cache() -> Path:
@@ -51,24 +65,27 @@ def parse(arguments: Sequence[str]) -> Options:
     parser = _parser()
     given = parser.parse_args(arguments)
     full = bool(given.full)
-    formats = given.formats or (FORMATS if full else ("float32", "int8"))
-    streams = given.streams or ((1, 8, 16) if full else (1, 8))
     cpus = given.cpus or tuple(sorted(os.sched_getaffinity(0)))[:2]
     missing = sorted(set(cpus) - os.sched_getaffinity(0))
     if missing:
         parser.error(f"--cpus: this process may not use {missing}")
     cache = (given.cache or default_cache()).resolve()
     return Options(
-        peers=given.peers if given.peers is not None else PEERS + NOT_WIRED,
-        formats=formats,
-        streams=streams,
+        peers=given.peers if given.peers is not None else PEERS if full else PEERS[:2],
+        formats=given.formats or (FORMATS if full else ("float32", "int8", "int4")),
+        streams=given.streams or ((1, 8, 16) if full else (1, 8)),
+        parts=given.only or (PARTS if full else ("peers", "daemon", "threads", "quality")),
         cpus=cpus,
-        rounds=given.rounds or (3 if full else 2),
+        rounds=given.rounds or 3,
+        minutes=given.minutes or (35.0 if full else 10.0),
         cache=cache,
         out=(given.out or cache / "results").resolve(),
         llama_server=given.llama_server.resolve() if given.llama_server else None,
+        isa=given.isa,
         install=not given.no_install,
+        resume=given.resume,
         small=given.small,
+        write_docs=given.write_docs,
     )
 
 
@@ -79,21 +96,23 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--full", action="store_true", help="all formats and stream counts, three rounds")
-    parser.add_argument("--peers", type=_peers, help=f"of {', '.join(PEERS + NOT_WIRED)}; none for no peer")
-    parser.add_argument("--formats", type=_formats, help=f"weight formats, of {', '.join(FORMATS)}")
-    parser.add_argument("--streams", type=_numbers, help="requests at once, such as 1,8,16")
-    parser.add_argument(
-        "--cpus", type=_cpus, help="CPUs an engine may use, such as 0,1; default the first two"
-    )
-    parser.add_argument("--rounds", type=_positive, help="times every engine is started and measured")
-    parser.add_argument("--cache", type=Path, help="folder of the model and the environments")
-    parser.add_argument("--out", type=Path, help="folder of the results; default in the cache")
-    parser.add_argument(
-        "--llama-server", type=Path, help="a llama-server of your own build, instead of the wheel"
-    )
-    parser.add_argument("--no-install", action="store_true", help="skip peers that are not installed yet")
-    parser.add_argument("--small", action="store_true", help="a tiny model and short phases: a trial run")
+    add = parser.add_argument
+    add("--full", action="store_true", help="all peers, formats, stream counts and parts")
+    add("--only", type=_parts, help=f"parts, of {', '.join(PARTS)}")
+    add("--peers", type=_peers, help=f"of {', '.join(PEERS)}; none for no peer")
+    add("--formats", type=_formats, help=f"weight formats, of {', '.join(FORMATS)}")
+    add("--streams", type=_numbers, help="requests at once, such as 1,8,16")
+    add("--cpus", type=_cpus, help="CPUs an engine may use, such as 0,1; default the first two")
+    add("--rounds", type=_positive, help="times an engine is started and measured at most; default 3")
+    add("--minutes", type=_positive, help="rounds after the first one fit into these; default 10, full 35")
+    add("--cache", type=Path, help="folder of the model and the environments")
+    add("--out", type=Path, help="folder of the results; default in the cache")
+    add("--resume", action="store_true", help="keep what the results already have, measure what is missing")
+    add("--llama-server", type=Path, help="a llama-server of your own build, instead of the wheel")
+    add("--isa", choices=("avx2",), help="hold every engine to AVX2, on a processor that has more")
+    add("--no-install", action="store_true", help="skip peers that are not installed yet")
+    add("--small", action="store_true", help="a tiny model: a trial run")
+    add("--write-docs", action="store_true", help="put the tables and the chart into docs/")
     return parser
 
 
@@ -106,11 +125,15 @@ def _words(text: str, known: Sequence[str]) -> tuple[str, ...]:
 
 
 def _peers(text: str) -> tuple[str, ...]:
-    return () if text == "none" else _words(text, PEERS + NOT_WIRED)
+    return () if text == "none" else _words(text, PEERS)
 
 
 def _formats(text: str) -> tuple[str, ...]:
     return _words(text, FORMATS)
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return _words(text, PARTS)
 
 
 def _positive(text: str) -> int:

@@ -1,24 +1,40 @@
-"""A bar chart as SVG, written by hand: no plotting library is needed to look at three numbers an engine."""
+"""A bar chart as SVG, written by hand: no plotting library is needed to look at a few numbers an engine."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 
-_WIDTH, _LABEL, _BAR, _GAP, _VALUE = 720, 190, 20, 6, 70
-_OURS, _PEER = "#1f6feb", "#8b949e"
+_WIDTH, _LABEL, _BAR, _GAP, _VALUE = 720, 190, 20, 6, 110
+_OURS, _PEER, _BOUND = "#1f6feb", "#8b949e", "#d1242f"
 
-Panel = tuple[str, Sequence[tuple[str, float, bool]]]
-"""Title, then label, value and whether it is ours, of each bar."""
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    label: str
+    value: float
+    is_ours: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One figure; longer is better."""
+
+    title: str
+    bars: Sequence[Bar]
+    bounds: Mapping[str, float] = field(default_factory=dict)
+    """The most that the machine allows, by label: a mark on the bar."""
 
 
 def svg(panels: Sequence[Panel]) -> str:
-    """One panel below the other; longer is better in all of them."""
+    """One panel below the other."""
     parts: list[str] = []
     top = 10
-    for title, bars in panels:
-        parts += _panel(title, bars, top)
-        top += 34 + len(bars) * (_BAR + _GAP) + 14
+    for panel in panels:
+        parts += _panel(panel, top)
+        top += 34 + len(panel.bars) * (_BAR + _GAP) + 14
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{top}" '
         f'viewBox="0 0 {_WIDTH} {top}" font-family="sans-serif" font-size="13">\n'
@@ -27,15 +43,21 @@ def svg(panels: Sequence[Panel]) -> str:
     return head + "".join(parts) + "</svg>\n"
 
 
-def _panel(title: str, bars: Sequence[tuple[str, float, bool]], top: int) -> list[str]:
-    longest = max((value for _, value, _ in bars), default=0) or 1
-    parts = [f'<text x="10" y="{top + 18}" font-weight="bold">{escape(title)}</text>\n']
+def _panel(panel: Panel, top: int) -> list[str]:
+    longest = max([*(bar.value for bar in panel.bars), *panel.bounds.values()], default=0) or 1
+    title = escape(panel.title) + ("; the mark is the machine's bound" if panel.bounds else "")
+    parts = [f'<text x="10" y="{top + 18}" font-weight="bold">{title}</text>\n']
     room = _WIDTH - _LABEL - _VALUE
-    for index, (label, value, ours) in enumerate(bars):
+    for index, bar in enumerate(panel.bars):
         y = top + 30 + index * (_BAR + _GAP)
-        width = max(1.0, room * value / longest)
-        color = _OURS if ours else _PEER
-        parts.append(f'<text x="{_LABEL - 8}" y="{y + 15}" text-anchor="end">{escape(label)}</text>\n')
+        width = end = max(1.0, room * bar.value / longest)
+        color = _OURS if bar.is_ours else _PEER
+        parts.append(f'<text x="{_LABEL - 8}" y="{y + 15}" text-anchor="end">{escape(bar.label)}</text>\n')
         parts.append(f'<rect x="{_LABEL}" y="{y}" width="{width:.1f}" height="{_BAR}" fill="{color}"/>\n')
-        parts.append(f'<text x="{_LABEL + width + 6:.1f}" y="{y + 15}">{value:.1f}</text>\n')
+        if bar.label in panel.bounds:
+            x = _LABEL + room * panel.bounds[bar.label] / longest
+            end = max(width, x - _LABEL)
+            parts.append(f'<path d="M{x:.1f} {y}v{_BAR}" stroke="{_BOUND}" stroke-width="3"/>\n')
+        said = escape(f"{bar.value:.1f} {bar.note}".strip())
+        parts.append(f'<text x="{_LABEL + end + 6:.1f}" y="{y + 15}">{said}</text>\n')
     return parts

@@ -22,9 +22,15 @@ class Process:
     """A command, with all the processes that it starts."""
 
     def __init__(
-        self, command: list[str], cpus: tuple[int, ...], log: Path, env: Mapping[str, str] | None = None
+        self,
+        command: list[str],
+        cpus: tuple[int, ...],
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        start_limit_s: float = START_S,
     ) -> None:
         self.log = log
+        self._start_limit_s = start_limit_s
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as file:
             self._process = subprocess.Popen(
@@ -39,12 +45,12 @@ class Process:
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
         """Raises ``EngineError`` when the process ends first or takes too long."""
-        limit = time.monotonic() + START_S
+        limit = time.monotonic() + self._start_limit_s
         while not ready():
             if self._process.poll() is not None:
                 raise EngineError(f"it ended at start: {self.last_words()}")
             if time.monotonic() > limit:
-                raise EngineError(f"it was not ready after {START_S:.0f} s: {self.last_words()}")
+                raise EngineError(f"it was not ready after {self._start_limit_s:.0f} s: {self.last_words()}")
             time.sleep(_POLL_S)
 
     def ask(self, line: bytes) -> bytes:
@@ -78,9 +84,13 @@ class Process:
             if pipe is not None:
                 pipe.close()
 
+    def members(self) -> list[int]:
+        """The command and all that it started."""
+        return family_of(self._process.pid)
+
     def peak_bytes(self) -> int:
         """Peak memory of the command and all that it started, together."""
-        return sum(_peak(process) for process in family_of(self._process.pid))
+        return sum(memory_bytes(process) for process in family_of(self._process.pid))
 
     def cpu_seconds(self) -> float:
         """Processor time of the command and all that it started."""
@@ -134,9 +144,10 @@ def _stat(entry: Path) -> list[str]:
         return []
 
 
-def _peak(process: int) -> int:
+def memory_bytes(process: int, name: str = "VmHWM") -> int:
+    """Peak memory, or with ``VmRSS`` what is resident now."""
     try:
         lines = Path(f"/proc/{process}/status").read_text("ascii", "replace").splitlines()
     except OSError:
         return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))

@@ -1,17 +1,22 @@
-"""Writes what was measured: results.json, results.md, results.txt, results.svg."""
+"""Writes what was measured: results.json, results.md, results.txt, results.svg; and the documents."""
 
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from benchmarks import plot, table
+from benchmarks import goals, plot, table
+from benchmarks.load import EngineError
 from benchmarks.machine import Bounds
-from benchmarks.measure import Result
+from benchmarks.subject import Result, Visit, best_peer, ratio, results_of
 from benchmarks.synthetic import Shape
+from benchmarks.variants import Variant
+
+_BEGIN, _END = "<!-- results: written by scripts/bench --write-docs -->", "<!-- end of results -->"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +31,12 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was seen in so many rounds."""
+    """What came out of all visits so far."""
 
     run: Run
     shape: Shape
-    bounds: Bounds
-    rounds: int
-    results: Sequence[Result]
-    missing: Mapping[str, str]
-    """Engines without figures, with the reason."""
+    variants: Sequence[Variant]
+    visits: Sequence[Visit]
 
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -43,61 +45,103 @@ class Report:
         )
         (folder / "results.md").write_text(self.markdown(), "utf-8")
         (folder / "results.txt").write_text(self.text(), "utf-8")
-        (folder / "results.svg").write_text(plot.svg(self._panels()), "utf-8")
+        (folder / "results.svg").write_text(self.chart(), "utf-8")
+
+    @property
+    def goals(self) -> list[goals.Goal]:
+        return goals.goals(self.visits, self.shape, self.run.streams, self.variants)
 
     def text(self) -> str:
-        parts = ["\n".join(self._lines()), table.text(self._rows())]
-        ratios = table.ratios(self.results, self.run.streams)
-        if len(ratios) > 1:
+        parts = ["\n".join(self._lines()), table.text(goals.rows(self.goals))]
+        parts.append(table.text(table.turned(self._rows())))
+        if len(self._ratios()) > 1:
             parts.append("MindPort over a peer of the same weight width; above 1, MindPort is faster:\n")
-            parts.append(table.text(ratios))
-        if self.missing:
-            parts.append(
-                "not measured:\n" + "\n".join(f"  {name}: {why}" for name, why in self.missing.items())
-            )
+            parts.append(table.text(self._ratios()))
+        parts.append("\n".join(["not measured:", *(f"  {line}" for line in self._missing())]))
         return "\n".join(parts) + "\n"
 
     def markdown(self) -> str:
-        parts = ["\n".join(f"- {line}" for line in self._lines()) + "\n", table.markdown(self._rows())]
-        ratios = table.ratios(self.results, self.run.streams)
-        if len(ratios) > 1:
-            parts.append(table.markdown(ratios))
-        if self.missing:
-            parts.append(
-                "Not measured:\n\n"
-                + "\n".join(f"- {name}: {why}" for name, why in self.missing.items())
-                + "\n"
-            )
+        parts = ["\n".join(f"- {line}" for line in self._lines()) + "\n"]
+        parts += [table.markdown(goals.rows(self.goals), words=2), table.markdown(self._rows())]
+        if len(self._ratios()) > 1:
+            parts.append(table.markdown(self._ratios()))
+        missing = list(self._missing())
+        if missing:
+            parts.append("".join(f"- not measured: {line}\n" for line in missing))
         return "\n".join(parts)
 
+    def chart(self) -> str:
+        return plot.svg(list(self._panels()))
+
+    def write_documents(self, docs: Path) -> None:
+        """Between the marks of both languages; the chart beside them. Raises ``EngineError``."""
+        pages = [docs / language / "benchmarks.md" for language in ("en", "zh")]
+        for page in pages:
+            written = between_marks(
+                page.read_text("utf-8"), f"```bash\n{self.run.command}\n```\n\n{self.markdown()}"
+            )
+            page.write_text(written, "utf-8")
+        (docs / "benchmarks.svg").write_text(self.chart(), "utf-8")
+
+    @property
+    def _peers(self) -> list[Result]:
+        return results_of(self.visits, "peers")
+
     def _rows(self) -> list[list[str]]:
-        return table.table(self.results, self.run.streams)
+        return table.table(self._peers, self.shape, self.run.streams)
+
+    def _ratios(self) -> list[list[str]]:
+        return table.ratios(self._peers, self.run.streams)
 
     def _lines(self) -> list[str]:
-        shape, bounds = self.shape, self.bounds
+        shape, met = self.shape, [goal.is_met for goal in self.goals]
         return [
             f"command: {self.run.command}",
             f"date: {self.run.date}",
             *(f"{name}: {value}" for name, value in self.run.machine.items()),
             f"model: {shape.name}, {shape.parameters / 1e6:.1f} M weights, random",
-            f"bounds: {bounds.read_gb_s:.1f} GB/s read, {bounds.fma_gflop_s:.0f} GFLOP/s float32",
-            f"bounds by {bounds.method}",
-            f"rounds: {self.rounds}; figures are medians",
-            *(f"{result.engine.name}: {result.engine.detail}" for result in self.results if result.samples),
+            *_bounds_line(self.visits),
+            "figures are medians of the rounds; * marks an engine whose CPUs were taken by others",
+            *(
+                f"{result.subject.name}: {result.subject.detail}"
+                for result in self._peers
+                if result.has_figures
+            ),
+            f"goals: {met.count(True)} met, {met.count(False)} not met, {met.count(None)} not measured",
         ]
 
-    def _panels(self) -> list[plot.Panel]:
-        panels: list[plot.Panel] = []
+    def _missing(self) -> Iterator[str]:
+        for visit in self.visits:
+            if visit.problem:
+                yield f"{visit.subject.name} ({visit.part}): {visit.problem}"
+
+    def _panels(self) -> Iterator[plot.Panel]:
         for column in table.columns(self.run.streams):
-            values = [(result, result.median(column.metric)) for result in self.results]
             bars = [
-                (result.engine.name, value, result.engine.engine == table.OURS)
-                for result, value in values
-                if value is not None
+                plot.Bar(
+                    result.subject.name, value, result.subject.is_ours, self._over_best(result, column.metric)
+                )
+                for result in self._peers
+                if (value := result.median(column.metric)) is not None
             ]
-            if column.ratio:
-                panels.append((column.title, bars))
-        return panels
+            if column.ratio and bars:
+                yield plot.Panel(column.title, bars, self._bounds_of(column.metric))
+
+    def _over_best(self, result: Result, metric: str) -> str:
+        best = best_peer(self._peers, result, metric) if result.subject.is_ours else None
+        value = None if best is None else ratio(result, best, metric)
+        return "" if value is None else f"({value:.2f} ×)"
+
+    def _bounds_of(self, metric: str) -> dict[str, float]:
+        """What the machine's bounds would allow MindPort in each format."""
+        found = {}
+        for result in self._peers:
+            known = [bounds for visit in result.visits if (bounds := Bounds.from_values(visit.values))]
+            if known and metric == "decode_per_s":
+                found[result.subject.name] = known[0].read_gb_s * 1e9 / result.subject.weight_bytes
+            if known and metric == "prefill_per_s" and result.subject.width == 32:
+                found[result.subject.name] = known[0].fma_gflop_s * 1e9 / (2 * self.shape.layer_parameters)
+        return found
 
     def _data(self) -> dict[str, object]:
         return {
@@ -105,8 +149,25 @@ class Report:
             "date": self.run.date,
             "machine": dict(self.run.machine),
             "model": asdict(self.shape),
-            "bounds": asdict(self.bounds),
-            "rounds": self.rounds,
-            "results": table.as_data(self.results),
-            "missing": dict(self.missing),
+            "goals": [{**asdict(goal), "met": goal.is_met} for goal in self.goals],
+            "visits": [visit.to_data() for visit in self.visits],
         }
+
+
+def _bounds_line(visits: Sequence[Visit]) -> Iterator[str]:
+    """How far the bounds moved during the run."""
+    known = [bounds for visit in visits if (bounds := Bounds.from_values(visit.values))]
+    if known:
+        read, fma, int8 = (
+            f"{min(values):.0f} to {max(values):.0f}"
+            for values in zip(*((b.read_gb_s, b.fma_gflop_s, b.int8_gb_s) for b in known), strict=True)
+        )
+        yield f"bounds: {read} GB/s read, {fma} GFLOP/s float32, {int8} GB/s int8 matrix times vector"
+
+
+def between_marks(page: str, content: str) -> str:
+    """The page with what is between its marks replaced. Raises ``EngineError``."""
+    if page.count(_BEGIN) != 1 or page.count(_END) != 1:
+        raise EngineError("a page of docs/ has no place for results: its marks are missing")
+    pattern = re.escape(_BEGIN) + ".*?" + re.escape(_END)
+    return re.sub(pattern, lambda _: f"{_BEGIN}\n\n{content}\n{_END}", page, flags=re.DOTALL)

@@ -18,6 +18,8 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from builder.families import family_of_config
+
 SEED = 20261121
 FIRST_WORD = 300
 """Ids below are control tokens and single bytes; they are in no prompt, and no answer has them."""
@@ -38,7 +40,7 @@ class Shape:
     kv_heads: int = 2
     inner: int = 4864
     vocab: int = 32000
-    context: int = 2048
+    context: int = 8704
 
     @property
     def name(self) -> str:
@@ -86,59 +88,49 @@ class Shape:
 
 
 BENCHMARK = Shape()
-TRIAL = Shape(hidden=64, layers=2, heads=4, kv_heads=2, inner=128, vocab=800)
+TRIAL = Shape(hidden=128, layers=2, heads=2, kv_heads=1, inner=256, vocab=800)
 
 
-def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every tensor."""
-    kv = shape.kv_heads * shape.head_dim
-    yield "model.embed_tokens.weight", (shape.vocab, shape.hidden)
-    yield "model.norm.weight", (shape.hidden,)
-    for layer in range(shape.layers):
-        name = f"model.layers.{layer}"
-        yield f"{name}.input_layernorm.weight", (shape.hidden,)
-        yield f"{name}.post_attention_layernorm.weight", (shape.hidden,)
-        for part, rows in (("q_proj", shape.hidden), ("k_proj", kv), ("v_proj", kv)):
-            yield f"{name}.self_attn.{part}.weight", (rows, shape.hidden)
-            yield f"{name}.self_attn.{part}.bias", (rows,)
-        yield f"{name}.self_attn.o_proj.weight", (shape.hidden, shape.hidden)
-        yield f"{name}.mlp.gate_proj.weight", (shape.inner, shape.hidden)
-        yield f"{name}.mlp.up_proj.weight", (shape.inner, shape.hidden)
-        yield f"{name}.mlp.down_proj.weight", (shape.hidden, shape.inner)
+def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of any model that the builder knows. Raises ``Fault`` for another."""
+    return dict(family_of_config(config, "config.json").expected_tensors(config))
 
 
-def make_folder(shape: Shape, parent: Path) -> Path:
-    """The model's folder, made now unless it is there."""
-    folder = parent / shape.name
-    if folder.is_dir():
+def make_folder(name: str, config: Mapping[str, Any], parent: Path) -> Path:
+    """The folder of a model with this configuration, made now unless it is there."""
+    folder, partial = parent / name, parent / f"{name}.partial"
+    text = json.dumps(config, indent=2) + "\n"
+    if folder.is_dir() and (folder / "config.json").read_text("utf-8") == text:
         return folder
-    partial = parent / f"{shape.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    for old in (folder, partial):
+        shutil.rmtree(old, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(random_weights(shape), partial / "model.safetensors", metadata={"format": "pt"})
-    train_tokenizer(shape.vocab).save(str(partial / "tokenizer.json"))
-    for name, content in _json_files(shape).items():
-        (partial / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    save_file(random_weights(config), partial / "model.safetensors", metadata={"format": "pt"})
+    train_tokenizer(config["vocab_size"]).save(str(partial / "tokenizer.json"))
+    (partial / "config.json").write_text(text, "utf-8")
+    for file, content in _OTHER_FILES.items():
+        (partial / file).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     partial.rename(folder)
     return folder
 
 
-def random_weights(shape: Shape) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
-    """The same for the same shape, everywhere."""
+def random_weights(config: Mapping[str, Any]) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+    """The same for the same configuration, everywhere."""
     generator = np.random.Generator(np.random.PCG64(SEED))
     weights = {}
-    for name, size in tensor_shapes(shape):
+    for name, size in sorted(tensor_shapes(config).items()):
         values = generator.standard_normal(size, np.float32)
         if "norm" in name:
             weights[name] = 1 + 0.1 * values
         elif name.endswith(".bias"):
             weights[name] = _BIAS_STD * values
         else:
-            std = _EMBEDDING_STD if "embed" in name else 1 / math.sqrt(size[1])
+            std = _EMBEDDING_STD if "embed" in name else 1 / math.sqrt(size[-1])
             values *= np.float32(std)
             weights[name] = values
     # Half characters are held back by servers, and their times with them.
-    weights["model.embed_tokens.weight"][:FIRST_WORD] *= np.float32(0.01)
+    for name in {"model.embed_tokens.weight", "lm_head.weight"} & set(weights):
+        weights[name][:FIRST_WORD] *= np.float32(0.01)
     return weights
 
 
@@ -169,14 +161,12 @@ def _sentences(words: int) -> Iterator[str]:
         yield " ".join("".join(syllables[index] for index in word) for word in chosen)
 
 
-def _json_files(shape: Shape) -> Mapping[str, Any]:
-    template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    return {
-        "config.json": shape.to_config(),
-        "generation_config.json": {"do_sample": False, "bos_token_id": 0, "eos_token_id": 0},
-        "tokenizer_config.json": {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": SPECIALS[0],
-            "chat_template": template,
-        },
-    }
+_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+_OTHER_FILES: Mapping[str, Any] = {
+    "generation_config.json": {"do_sample": False, "bos_token_id": 0, "eos_token_id": 0},
+    "tokenizer_config.json": {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": SPECIALS[0],
+        "chat_template": _TEMPLATE,
+    },
+}

@@ -5,15 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from benchmarks.machine import Bounds
-from benchmarks.measure import Result
+from benchmarks.goals import fma_shares, read_shares
 from benchmarks.prompts import agreement
+from benchmarks.subject import Result, ratio
 from benchmarks.synthetic import Shape
+from benchmarks.visits import DISTURBED
 
-OURS = "mindport"
-_REFERENCES = ("transformers float32", "llama.cpp f32", "mindport float32")
+_REFERENCES = ("transformers float32", "ctranslate2 float32", "llama.cpp f32", "mindport float32")
 """Whose greedy tokens the others are compared with: the first that has some."""
 
 
@@ -38,36 +37,41 @@ def columns(streams: Sequence[int]) -> list[Column]:
     for count in several:
         found.append(Column(f"output tok/s, {count} streams", f"output_per_s_{count}", ratio=True))
         found.append(Column(f"gap p50 at {count}, ms", f"gap_ms_{count}", 0))
-    found += [Column("cold start, s", "cold_start_s"), Column("peak memory, MB", "peak_mb", 0)]
-    return [*found, Column("CPU time taken by others, %", "others_share", 0)]
+    found += [Column("repeated prefix, %", "prefix_share"), Column("cold start, s", "cold_start_s")]
+    return [
+        *found,
+        Column("peak memory, MB", "peak_mb", 0),
+        Column("CPUs taken by others, %", "others_share"),
+    ]
 
 
-def add_shares(results: Sequence[Result], shape: Shape, bounds: Bounds) -> None:
-    """How near each engine comes to what the machine can do."""
-    for result in results:
-        decode, prefill = result.samples.get("decode_per_s", []), result.samples.get("prefill_per_s", [])
-        fma = [100 * rate * 2 * shape.layer_parameters / (bounds.fma_gflop_s * 1e9) for rate in prefill]
-        if decode:
-            whole = bounds.read_gb_s * 1e9 / result.engine.weight_bytes()
-            result.samples["read_share"] = [100 * rate / whole for rate in decode]
-        if prefill:
-            result.samples["fma_share"] = fma
-
-
-def table(results: Sequence[Result], streams: Sequence[int]) -> list[list[str]]:
+def table(results: Sequence[Result], shape: Shape, streams: Sequence[int]) -> list[list[str]]:
     """Header and one row an engine that has figures."""
     chosen = columns(streams)
-    rows = [["engine", *(column.title for column in chosen), "greedy tokens as the reference"]]
+    titles = [column.title for column in chosen]
+    rows = [["engine", *titles, "rounds", "greedy tokens as the reference"]]
     expected = reference(results)
     for result in results:
-        if result.samples:
-            cells = [_number(result.median(column.metric), column.digits) for column in chosen]
-            rows.append([result.engine.name, *cells, _agreement(result, expected)])
+        if result.has_figures:
+            cells = [_number(_value(result, column.metric, shape), column.digits) for column in chosen]
+            mark = "*" if (result.median("others_share") or 0) > DISTURBED else ""
+            rounds = str(len(result.by_round("decode_per_s")))
+            rows.append([result.subject.name + mark, *cells, rounds, _agreement(result, expected)])
     return rows
 
 
+def _value(result: Result, metric: str, shape: Shape) -> float | None:
+    if metric == "read_share":
+        shares = read_shares(result)
+    elif metric == "fma_share":
+        shares = fma_shares(result, shape)
+    else:
+        return result.median(metric)
+    return statistics.median(shares) if shares else None
+
+
 def reference(results: Sequence[Result]) -> Result | None:
-    by_name = {result.engine.name: result for result in results if result.greedy}
+    by_name = {result.subject.name: result for result in results if result.greedy}
     return next((by_name[name] for name in _REFERENCES if name in by_name), None)
 
 
@@ -79,22 +83,11 @@ def ratios(results: Sequence[Result], streams: Sequence[int]) -> list[list[str]]
     ]
     for ours in results:
         for peer in results:
-            same_width = round(ours.engine.bits) == round(peer.engine.bits)
-            if (
-                ours.engine.engine == OURS != peer.engine.engine
-                and same_width
-                and peer.samples
-                and ours.samples
-            ):
-                cells = [_number(_ratio(ours, peer, column.metric), 2) for column in chosen]
-                rows.append([f"{peer.engine.name} ({ours.engine.format})", *cells])
+            same_width = ours.subject.width == peer.subject.width
+            if ours.subject.is_ours and not peer.subject.is_ours and same_width and peer.has_figures:
+                cells = [_number(ratio(ours, peer, column.metric), 2) for column in chosen]
+                rows.append([f"{peer.subject.name} ({ours.subject.format})", *cells])
     return rows
-
-
-def _ratio(ours: Result, peer: Result, metric: str) -> float | None:
-    pairs = zip(ours.samples.get(metric, []), peer.samples.get(metric, []), strict=False)
-    values = [mine / theirs for mine, theirs in pairs]
-    return statistics.median(values) if values else None
 
 
 def _agreement(result: Result, expected: Result | None) -> str:
@@ -103,25 +96,24 @@ def _agreement(result: Result, expected: Result | None) -> str:
     if expected is result:
         return "reference"
     same, total = agreement(expected.greedy, result.greedy)
-    return f"{same} of {total}" + ("" if result.engine.is_exact else " (rounded weights)")
+    return f"{same} of {total}" + ("" if result.subject.width == 32 else " (rounded weights)")
 
 
 def _number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, figures to the right."""
-    rule = ["---", *(["--:"] * (len(rows[0]) - 1))]
+def markdown(rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    """A Markdown table; after the first ``words`` columns figures, to the right."""
+    rule = [*(["---"] * words), *(["--:"] * (len(rows[0]) - words))]
     return "".join("| " + " | ".join(row) + " |\n" for row in [rows[0], rule, *rows[1:]])
 
 
 def text(rows: Sequence[Sequence[str]]) -> str:
-    """A table for a terminal: one column an engine, so that it stays narrow."""
-    turned = list(zip(*rows, strict=True))
-    widths = [max(len(cell) for cell in column) for column in zip(*turned, strict=True)]
+    """A table for a terminal."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = []
-    for row in turned:
+    for row in rows:
         cells = [
             row[0].ljust(widths[0]),
             *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
@@ -130,16 +122,6 @@ def text(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def as_data(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Every sample, for programs."""
-    return [
-        {
-            "engine": result.engine.engine,
-            "format": result.engine.format,
-            "detail": result.engine.detail,
-            "problem": result.problem,
-            "samples": result.samples,
-            "medians": {metric: result.median(metric) for metric in result.samples},
-        }
-        for result in results
-    ]
+def turned(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """One column an engine, so that it stays narrow."""
+    return [list(column) for column in zip(*rows, strict=True)]

@@ -14,17 +14,20 @@ import pytest
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from benchmarks import options, plot, processes, table
-from benchmarks.__main__ import prepare
+from benchmarks import goals, options, plot, processes, report, table
+from benchmarks.__main__ import ENGINES, prepare
 from benchmarks.engines import Setting
+from benchmarks.goals import Goal
 from benchmarks.llamacpp import LlamaCpp
 from benchmarks.load import Answer, EngineError, stream_all
 from benchmarks.machine import Bounds, facts
-from benchmarks.measure import Result
-from benchmarks.mindport import MindPort
+from benchmarks.mindport import EngineAlone, MindPort
+from benchmarks.phases import percentile
 from benchmarks.prompts import Prompts, agreement
+from benchmarks.quality import Text, held_out, shares
 from benchmarks.report import Report, Run
-from benchmarks.static_transformers import Transformers
+from benchmarks.rounds import contenders
+from benchmarks.subject import Result, Subject, Visit, best_peer, ratio, results_of
 from benchmarks.synthetic import (
     BENCHMARK,
     FIRST_WORD,
@@ -34,34 +37,41 @@ from benchmarks.synthetic import (
     random_weights,
     tensor_shapes,
 )
-from builder.families import family_of_config
+from benchmarks.variants import PROMPT, Arithmetic, Variant, variants
+from benchmarks.visits import Diary, Visitor
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = Shape(hidden=16, layers=2, heads=2, kv_heads=1, inner=24, vocab=400)
+BOUNDS = {"read_gb_s": 30.0, "fma_gflop_s": 300.0, "int8_gb_s": 30.0}
 
 
 def setting_in(folder: Path, *arguments: str) -> Setting:
     return Setting(options.parse(["--cache", str(folder), *arguments]), TINY, folder / TINY.name)
 
 
-@pytest.fixture(autouse=True)
-def weighs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is packaged here, so that no file can be weighed."""
-    for engine in (MindPort, LlamaCpp):
-        monkeypatch.setattr(engine, "weight_bytes", lambda self: TINY.parameters * self.bits / 8)
+def subject(engine: str, weight_format: str, bits: float, variant: str = "") -> Subject:
+    return Subject(engine, weight_format, bits, TINY.parameters * bits / 8, "1.0", variant)
 
 
-def results_in(folder: Path) -> list[Result]:
-    setting = setting_in(folder)
-    ours = Result(
-        MindPort(setting, "float32"), {"decode_per_s": [20.0, 30.0], "prefill_per_s": [200.0, 220.0]}
-    )
-    peer = Result(
-        LlamaCpp(setting, "float32"), {"decode_per_s": [10.0, 20.0], "prefill_per_s": [100.0, 100.0]}
-    )
-    other = Result(LlamaCpp(setting, "int8"), {"decode_per_s": [40.0, 60.0]})
-    ours.greedy, peer.greedy, other.greedy = [["a", "b"]], [["a", "b"]], [["a", "x"]]
-    return [ours, peer, other]
+OURS, PEER = subject("mindport", "float32", 32), subject("llama.cpp", "f32", 32)
+OTHER = subject("llama.cpp", "q8_0", 8.5)
+
+
+def peers_visited() -> list[Visit]:
+    """Two rounds of MindPort, llama.cpp in the same and in another width."""
+    made = []
+    for number, (mine, theirs, others) in enumerate([(20.0, 10.0, 40.0), (30.0, 20.0, 60.0)]):
+        values = {
+            "decode_per_s": mine,
+            "prefill_per_s": 200.0 + 20 * number,
+            "output_per_s_8": 50.0,
+            **BOUNDS,
+        }
+        made.append(Visit("peers", number, OURS, values, [["a", "b"]]))
+        values = {"decode_per_s": theirs, "prefill_per_s": 100.0, "output_per_s_8": 25.0, **BOUNDS}
+        made.append(Visit("peers", number, PEER, values, [["a", "b"]]))
+        made.append(Visit("peers", number, OTHER, {"decode_per_s": others}, [["a", "x"]]))
+    return made
 
 
 # Arguments.
@@ -70,15 +80,18 @@ def results_in(folder: Path) -> list[Result]:
 def test_the_short_form_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     short = options.parse([])
-    assert (short.formats, short.streams, short.rounds) == (("float32", "int8"), (1, 8), 2)
+    assert (short.formats, short.streams, short.minutes) == (("float32", "int8", "int4"), (1, 8), 10)
+    assert short.peers == ("llama.cpp", "ctranslate2")
+    assert "variants" not in short.parts
     assert short.cache == tmp_path / "mindport" / "benchmarks"
     assert short.out == short.cache / "results"
-    assert set(options.PEERS + options.NOT_WIRED) == set(short.peers)
 
 
 def test_full_measures_everything() -> None:
     full = options.parse(["--full"])
-    assert (full.formats, full.streams, full.rounds) == (options.FORMATS, (1, 8, 16), 3)
+    assert (full.formats, full.streams, full.parts) == (options.FORMATS, (1, 8, 16), options.PARTS)
+    assert full.peers == options.PEERS
+    assert set(ENGINES) == {"mindport", *options.PEERS}
 
 
 def test_what_is_given_goes_first(tmp_path: Path) -> None:
@@ -111,6 +124,8 @@ def test_what_is_given_goes_first(tmp_path: Path) -> None:
         ["--rounds", "-1"],
         ["--cpus", "a"],
         ["--cpus", "99999"],
+        ["--only", "speed"],
+        ["--isa", "sse9"],
     ],
 )
 def test_wrong_arguments_end_the_program(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,37 +150,43 @@ def test_the_model_has_the_sizes_that_the_documents_state() -> None:
     assert BENCHMARK.head_dim == 64
 
 
-@pytest.mark.parametrize("shape", [BENCHMARK, TRIAL, TINY], ids=["benchmark", "trial", "tiny"])
-def test_the_builder_expects_the_tensors_that_are_made(shape: Shape) -> None:
-    config = shape.to_config()
-    family = family_of_config(config, "config.json")
-    assert dict(family.expected_tensors(config)) == dict(tensor_shapes(shape))
+def test_the_sizes_are_those_of_the_tensors() -> None:
+    for shape in (BENCHMARK, TRIAL, TINY):
+        matrices = [size for size in tensor_shapes(shape.to_config()).values() if len(size) == 2]
+        assert sum(rows * columns for rows, columns in matrices) == shape.parameters
 
 
 def test_the_folder_is_made_once_and_complete(tmp_path: Path) -> None:
-    folder = make_folder(TINY, tmp_path)
+    folder = make_folder(TINY.name, TINY.to_config(), tmp_path)
     weights = load_file(folder / "model.safetensors")
-    assert {name: values.shape for name, values in weights.items()} == dict(tensor_shapes(TINY))
+    assert {name: values.shape for name, values in weights.items()} == tensor_shapes(TINY.to_config())
     assert all(values.dtype == np.float32 for values in weights.values())
     assert json.loads((folder / "config.json").read_text("utf-8"))["model_type"] == "qwen2"
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     assert tokenizer.get_vocab_size() == TINY.vocab
     assert tokenizer.decode(tokenizer.encode("bada kilo").ids) == "bada kilo"
     written = (folder / "model.safetensors").stat().st_mtime_ns
-    assert make_folder(TINY, tmp_path) == folder
+    assert make_folder(TINY.name, TINY.to_config(), tmp_path) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_another_configuration_of_the_same_name_is_made_again(tmp_path: Path) -> None:
+    make_folder("model", TINY.to_config(), tmp_path)
+    changed = {**TINY.to_config(), "num_hidden_layers": 1}
+    folder = make_folder("model", changed, tmp_path)
+    assert set(load_file(folder / "model.safetensors")) == set(tensor_shapes(changed))
+
+
 def test_the_weights_are_the_same_everywhere() -> None:
-    first, second = random_weights(TINY), random_weights(TINY)
+    first, second = random_weights(TINY.to_config()), random_weights(TINY.to_config())
     assert all(np.array_equal(first[name], second[name]) for name in first)
     matrix = first["model.layers.0.mlp.down_proj.weight"]
     assert float(matrix.std()) == pytest.approx(24**-0.5, rel=0.2)
 
 
 def test_no_answer_has_half_characters() -> None:
-    table_of_ids = random_weights(TINY)["model.embed_tokens.weight"]
+    table_of_ids = random_weights(TINY.to_config())["model.embed_tokens.weight"]
     assert float(abs(table_of_ids[:FIRST_WORD]).max()) < 0.01 * float(table_of_ids[FIRST_WORD:].std()) * 10
 
 
@@ -197,59 +218,247 @@ def test_an_answer_knows_its_times() -> None:
         _ = Answer(arrivals=[1.0], tokens=3).decode_per_s
 
 
-def test_shares_of_the_bounds(tmp_path: Path) -> None:
-    results = results_in(tmp_path)
-    table.add_shares(results, TINY, Bounds(30.0, 300.0, ""))
-    own = TINY.parameters * 4
-    assert results[0].median("read_share") == pytest.approx(100 * 25 * own / 30e9)
-    assert results[0].median("fma_share") == pytest.approx(100 * 210 * 2 * TINY.layer_parameters / 300e9)
-    assert "fma_share" not in results[2].samples
+def test_shares_are_of_the_bounds_of_the_same_visit() -> None:
+    ours, _, other = results_of(peers_visited(), "peers")
+    assert goals.read_shares(ours) == [
+        pytest.approx(100 * rate * OURS.weight_bytes / 30e9) for rate in (20, 30)
+    ]
+    wanted = [100 * rate * 2 * TINY.layer_parameters / 300e9 for rate in (200, 220)]
+    assert goals.fma_shares(ours, TINY) == pytest.approx(wanted)
+    assert goals.read_shares(other) == []
 
 
-def test_the_table_has_medians_and_says_what_is_missing(tmp_path: Path) -> None:
-    results = results_in(tmp_path)
-    rows = table.table([*results, Result(Transformers(results[0].engine.setting, "float32"))], (1, 8))
-    assert [row[0] for row in rows] == ["engine", "mindport float32", "llama.cpp f32", "llama.cpp q8_0"]
+def test_a_percentile_is_a_value_that_was_seen() -> None:
+    values = [float(value) for value in range(1, 201)]
+    assert percentile(values, 99) == 198
+    assert percentile([3.0], 99) == 3.0
+    with pytest.raises(EngineError):
+        percentile([], 50)
+
+
+def test_the_table_has_medians_and_marks_what_was_disturbed() -> None:
+    visits = peers_visited()
+    visits[1].values["others_share"] = 30.0
+    rows = table.table(results_of([*visits, Visit("peers", 0, subject("x", "y", 4))], "peers"), TINY, (1, 8))
+    assert [row[0] for row in rows] == ["engine", "mindport float32", "llama.cpp f32*", "llama.cpp q8_0"]
     assert all(len(row) == len(rows[0]) for row in rows)
     assert rows[1][1] == "25.0"
     assert rows[3][rows[0].index("prefill 1024, tok/s")] == "–"
     assert [row[-1] for row in rows[1:]] == ["2 of 2", "reference", "1 of 2 (rounded weights)"]
 
 
-def test_ratios_are_medians_of_the_rounds_and_of_equal_widths(tmp_path: Path) -> None:
-    rows = table.ratios(results_in(tmp_path), (1,))
+def test_ratios_are_medians_of_the_rounds_and_of_equal_widths() -> None:
+    rows = table.ratios(results_of(peers_visited(), "peers"), (1,))
     assert rows == [["MindPort over", "decode", "prefill 1024"], ["llama.cpp f32 (float32)", "1.75", "2.10"]]
+
+
+def test_a_ratio_needs_the_same_rounds() -> None:
+    ours, peer = Result(OURS, [Visit("peers", 0, OURS, {"x": 4.0})]), Result(PEER)
+    assert ratio(ours, peer, "x") is None
+    peer.visits.append(Visit("peers", 1, PEER, {"x": 2.0}))
+    assert ratio(ours, peer, "x") is None
+    peer.visits.append(Visit("peers", 0, PEER, {"x": 8.0}))
+    assert ratio(ours, peer, "x") == 0.5
+
+
+def test_the_best_peer_has_the_same_width() -> None:
+    ours, peer, other = results_of(peers_visited(), "peers")
+    assert best_peer([ours, peer, other], ours, "decode_per_s") is peer
+    assert best_peer([ours, other], ours, "decode_per_s") is None
+
+
+def test_later_rounds_are_for_those_who_decide() -> None:
+    visits = peers_visited()
+    slow, broken = subject("slow", "float32", 32), subject("broken", "float32", 32)
+    visits.append(Visit("peers", 0, slow, {"decode_per_s": 1.0}))
+    visits.append(Visit("peers", 0, broken, {"decode_per_s": 99.0}, problem="it ended"))
+    assert contenders(results_of(visits, "peers")) == {"mindport float32", "llama.cpp f32", "llama.cpp q8_0"}
+
+
+# Goals.
+
+
+def goal(found: list[Goal], start: str) -> Goal:
+    return next(one for one in found if one.figure.startswith(start))
+
+
+def found_goals(visits: list[Visit]) -> list[Goal]:
+    setting = setting_in(Path("/nowhere"), "--small")
+    return goals.goals(visits, TINY, (1, 8), variants(setting))
+
+
+def test_a_goal_is_met_missed_or_not_measured() -> None:
+    assert [Goal("f", 2, " ×", value).is_met for value in (2.0, 1.9, None)] == [True, False, None]
+    assert [Goal("f", 2, " ms", value, at_most=True).is_met for value in (2.0, 2.1)] == [True, False]
+    assert Goal("f", 1.2, " ×", 1.5, note="llama.cpp f32").cells == [
+        "f",
+        "≥ 1.2 ×",
+        "1.50 × (llama.cpp f32)",
+        "yes",
+    ]
+    assert Goal("f", 5, " s").cells == ["f", "≥ 5 s", "–", "not measured"]
+
+
+def test_goals_are_computed_from_the_rounds() -> None:
+    found = found_goals(peers_visited())
+    assert goal(found, "decode, one stream, float32, over llama.cpp").value == 1.75
+    assert goal(found, "prefill 1024, float32, over the best peer").cells[2] == "2.10 × (llama.cpp f32)"
+    assert goal(found, "output, 8 streams, float32").is_met
+    assert goal(found, "first token of a repeated").is_met is None
+    assert not goal(found, "decode, one stream, float32, of the read bound").is_met
+
+
+def test_other_shapes_are_judged_by_the_efficiency_of_the_base() -> None:
+    shapes = variants(setting_in(Path("/nowhere"), "--small"))
+    base, long = shapes[0], shapes[1]
+    bounds = Bounds(**BOUNDS)
+    visits = []
+    for variant, factor in ((base, 2.0), (long, 2.2)):
+        seconds = Arithmetic.of(variant.config).prefill(variant.prompt).seconds(bounds)
+        alone = subject("engine alone", "float32", 32, variant.name)
+        visits.append(Visit("variants", 0, alone, {"prefill_s": factor * seconds, **BOUNDS}))
+    found = found_goals(visits)
+    assert goal(found, "prefill, 8192 tokens").value == pytest.approx(1.1)
+    assert goal(found, "prefill, ALiBi").value is None
+
+
+def test_work_of_the_base_model() -> None:
+    work = Arithmetic.of(BENCHMARK.to_config())
+    assert (work.layer_weights, work.head_weights) == (BENCHMARK.layer_parameters, 32000 * 896)
+    assert work.decode(0).read_bytes == 4 * BENCHMARK.parameters
+    assert work.prefill(PROMPT).flop > 2 * BENCHMARK.layer_parameters * PROMPT
+
+
+def test_a_token_meets_its_experts_only() -> None:
+    experts = variants(setting_in(Path("/nowhere")))[-1]
+    work = Arithmetic.of(experts.config)
+    assert experts.name == "experts 2 of 8"
+    assert work.layer_weights < work.stored_weights
+    assert [variant.name for variant in variants(setting_in(Path("/nowhere")))][2:6] == [
+        "heads 1:1",
+        "heads 1:4",
+        "heads 1:16",
+        "ALiBi",
+    ]
+    assert isinstance(experts, Variant)
+
+
+def test_threads_quality_daemon_and_memory_have_goals() -> None:
+    one, two = (subject("engine alone", "int8", 8.25, name) for name in ("1 thread", "2 threads"))
+    demo = subject("engine alone", "int8", 8.25, "demo model")
+    ours, idle = subject("mindport", "int8", 8.25), subject("mindport", "float32", 32)
+    memory = {"worker_mb": 900.0, "asked_mb": 500.0, "cold_start_s": 4.0}
+    found = found_goals(
+        [
+            Visit("threads", 0, one, {"prefill_per_s": 100.0}),
+            Visit("threads", 0, two, {"prefill_per_s": 190.0}),
+            Visit("quality", 0, demo, {"same_share": 98.0, "same_anywhere_share": 90.0, "tokens": 10.0}),
+            Visit("daemon", 0, two, {"output_per_s": 100.0, "one_token_ms": 10.0}),
+            Visit("daemon", 0, ours, {"output_per_s": 96.0, "one_token_ms": 12.0}),
+            Visit("peers", 0, ours, memory),
+            Visit("idle", 0, idle, {"worker_mb": 310.0, "asked_mb": 10.0}),
+        ]
+    )
+    assert goal(found, "prefill 1024, int8, two threads over one").value == pytest.approx(1.9)
+    assert not goal(found, "next token as float32's").is_met
+    assert goal(found, "output through the daemon").value == pytest.approx(96)
+    assert goal(found, "a one-token request").value == pytest.approx(2)
+    assert goal(found, "worker's memory beyond").value == pytest.approx(100)
+    assert goal(found, "ready after start").is_met
+
+
+def test_shares_count_answers_and_everything() -> None:
+    texts = [Text([5, 6, 7, 8], [False, False, True, True])]
+    values = shares(texts, [[6, 7, 9]], [[1, 7, 9]])
+    assert values == {
+        "same_share": 100.0,
+        "same_anywhere_share": pytest.approx(200 / 3),
+        "right_share": 50.0,
+        "tokens": 2.0,
+    }
+
+
+def test_held_out_answers_are_what_the_model_learned(tmp_path: Path) -> None:
+    make_folder("model", TINY.to_config(), tmp_path)
+    texts = held_out(tmp_path / "model" / "tokenizer.json", 5)
+    assert len(texts) == 5
+    assert all(any(text.learned) and not all(text.learned) for text in texts)
+    assert all(len(text.ids) == len(text.learned) for text in texts)
 
 
 def test_tables_as_text_and_markdown() -> None:
     rows = [["engine", "decode"], ["a", "1.0"]]
     assert table.markdown(rows) == "| engine | decode |\n| --- | --: |\n| a | 1.0 |\n"
-    assert table.text(rows) == "engine    a\ndecode  1.0\n"
+    assert table.text(rows) == "engine  decode\na          1.0\n"
+    assert table.text(table.turned(rows)) == "engine    a\ndecode  1.0\n"
 
 
 def test_a_bound_is_the_best_that_was_seen() -> None:
-    assert Bounds(30, 100, "x").best_of(Bounds(20, 120, "x")) == Bounds(30, 120, "x")
+    assert Bounds(30, 100, 20).best_of(Bounds(20, 120, 25)) == Bounds(30, 120, 25)
+    assert Bounds.from_values(Bounds(1, 2, 3).to_values()) == Bounds(1, 2, 3)
+    assert Bounds.from_values({"read_gb_s": 1.0}) is None
+
+
+def report_of(visits: list[Visit]) -> Report:
+    run = Run("bash scripts/bench", facts((0,)), (1, 8))
+    return Report(run, TINY, variants(setting_in(Path("/nowhere"), "--small")), visits)
 
 
 def test_the_report_is_written_in_four_forms(tmp_path: Path) -> None:
-    results = results_in(tmp_path)
-    run = Run("bash scripts/bench", facts((0,)), (1,))
-    report = Report(run, TINY, Bounds(1, 2, "C"), 2, results, {"vllm": "<reason>"})
-    report.write(tmp_path / "out")
+    lacking = Visit("peers", 0, subject("vllm", "float32", 32), problem="start: <reason>")
+    report_of([*peers_visited(), lacking]).write(tmp_path / "out")
     data = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
-    assert data["results"][0]["medians"]["decode_per_s"] == 25.0
-    assert data["missing"] == {"vllm": "<reason>"}
+    assert [Visit.from_data(visit) for visit in data["visits"]] == [*peers_visited(), lacking]
+    assert {one["met"] for one in data["goals"]} == {True, False, None}
     for name in ("results.txt", "results.md"):
-        assert "vllm: <reason>" in (tmp_path / "out" / name).read_text("utf-8")
+        assert "vllm float32 (peers): start: <reason>" in (tmp_path / "out" / name).read_text("utf-8")
     picture = ET.fromstring((tmp_path / "out" / "results.svg").read_text("utf-8"))  # noqa: S314  # ours
-    assert len(picture.findall("{http://www.w3.org/2000/svg}rect")) == 1 + 3 + 2
+    assert len(picture.findall("{http://www.w3.org/2000/svg}rect")) == 1 + 3 + 2 + 2
+    assert len(picture.findall("{http://www.w3.org/2000/svg}path")) == 2 + 2
+
+
+def test_documents_get_the_tables_between_their_marks(tmp_path: Path) -> None:
+    for language in ("en", "zh"):
+        page = tmp_path / language / "benchmarks.md"
+        page.parent.mkdir()
+        page.write_text((ROOT / "docs" / language / "benchmarks.md").read_text("utf-8"), "utf-8")
+    report_of(peers_visited()).write_documents(tmp_path)
+    once = (tmp_path / "en" / "benchmarks.md").read_text("utf-8")
+    assert "| mindport float32 | 25.0 |" in once
+    report_of(peers_visited()).write_documents(tmp_path)
+    assert (tmp_path / "en" / "benchmarks.md").read_text("utf-8") == once
+    assert ET.fromstring((tmp_path / "benchmarks.svg").read_text("utf-8")).tag.endswith("svg")  # noqa: S314
+    with pytest.raises(EngineError, match="marks"):
+        report.between_marks("no marks", "x")
 
 
 def test_bars_are_to_scale() -> None:
-    drawn = plot.svg([("a & b", [("x", 2.0, True), ("y", 1.0, False)])])
+    drawn = plot.svg([plot.Panel("a & b", [plot.Bar("x", 2.0, True), plot.Bar("y", 1.0)])])
     assert "a &amp; b" in drawn
     widths = [float(rect.attrib["width"]) for rect in ET.fromstring(drawn) if "fill" in rect.attrib]  # noqa: S314
     assert widths[1] == 2 * widths[2]
+
+
+# Visits.
+
+
+def test_a_run_goes_on_where_it_was_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "visits.jsonl"
+    diary = Diary.open(path, resume=False)
+    diary.add(Visit("peers", 0, OURS, {"x": 1.0}))
+    diary.add(Visit("peers", 0, PEER, problem="it ended"))
+    again = Diary.open(path, resume=True)
+    assert again.visits == diary.visits
+    assert again.has("peers", OURS.name, 0)
+    assert not again.has("peers", PEER.name, 0)
+    assert not again.has("peers", OURS.name, 1)
+    again.add(Visit("peers", 0, PEER, {"x": 2.0}))
+    assert [visit.values for visit in again.visits] == [{"x": 1.0}, {"x": 2.0}]
+    again.forget(("peers",))
+    assert Diary.open(path, resume=True).visits == []
+    path.write_text("nonsense\n", "utf-8")
+    with pytest.raises(EngineError, match="--resume"):
+        Diary.open(path, resume=True)
 
 
 # Engines.
@@ -266,12 +475,23 @@ def test_a_peer_that_cannot_be_had_is_listed_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(MindPort, "prepare", lambda self: None)
-    setting = setting_in(tmp_path, "--no-install", "--formats", "float32,int8")
-    results, missing = prepare(setting)
-    assert [result.engine.name for result in results] == ["mindport float32", "mindport int8"]
-    assert missing["llama.cpp f32"] == "not installed, and --no-install was given"
-    assert missing["transformers int8"] == "transformers is not measured with int8"
-    assert missing["vllm"] == "not wired into this benchmark yet"
+    setting = setting_in(tmp_path, "--full", "--no-install", "--formats", "float32,int8")
+    said: list[str] = []
+    visitor = Visitor(setting, Diary.open(tmp_path / "visits.jsonl", resume=False), said.append)
+    assert [engine.name for engine in prepare(visitor)] == ["mindport float32", "mindport int8"]
+    problems = {visit.subject.name: visit.problem for visit in visitor.diary.visits}
+    for peer in options.PEERS:
+        assert problems[f"{peer} float32"] == "not installed, and --no-install was given"
+    assert problems["transformers int8"] == "transformers is not measured with int8"
+
+
+def test_engines_are_held_to_an_instruction_set(tmp_path: Path) -> None:
+    given = ("--isa", "avx2", "--llama-server", "/somewhere/llama-server")
+    setting = setting_in(tmp_path, *given)
+    assert MindPort(setting, "float32").environment()["MINDPORT_KERNELS_ISA"] == "avx2"
+    assert EngineAlone(setting, "float32").environment()["MINDPORT_KERNELS_ISA"] == "avx2"
+    assert "llama-server" not in " ".join(LlamaCpp(setting, "float32").command())
+    assert "/somewhere/llama-server" in LlamaCpp(setting_in(tmp_path, *given[2:]), "float32").command()
 
 
 def test_processes_are_found_and_stopped(tmp_path: Path) -> None:
