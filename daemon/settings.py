@@ -38,9 +38,9 @@ class MsOptions(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"] = Field(
         "auto", description="weights in memory; auto is as stored, int8 and int4 quantize while loading"
     )
-    kv_dtype: Literal["float32", "bfloat16", "float16"] = Field(
+    kv_dtype: Literal["float32", "bfloat16", "float16", "int8"] = Field(
         "float32",
-        description="keys and values in memory; 16 bits hold twice the tokens and lose some accuracy",
+        description="keys and values in memory; fewer bits hold more tokens and lose some accuracy",
     )
     max_sequences: int = Field(32, gt=0, le=1024, description="sequences computed in one step at most")
     max_rows: int = Field(512, ge=16, le=8192, description="tokens computed in one step at most")

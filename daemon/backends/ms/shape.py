@@ -22,6 +22,14 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
     "context": ("max_position_embeddings", "seq_length", "model_max_length", "max_seq_len"),
 }
 
+_KV_BYTES: Mapping[str, tuple[int, int]] = {
+    "float32": (4, 0),
+    "bfloat16": (2, 0),
+    "float16": (2, 0),
+    "int8": (1, 4),
+}
+"""Of an element, and of the scale that those of a position and head share."""
+
 
 def lookup(config: Mapping[str, Any], name: str) -> Any:
     """The value of a dimension under whichever alias the config uses, or ``None``."""
@@ -86,7 +94,9 @@ class DecoderShape:
             active_experts=int(lookup(config, "active_experts") or 0),
         )
 
-    def kv_bytes_per_block(self, element_bytes: int) -> int:
+    def kv_bytes_per_block(self, kv_dtype: str) -> int:
         """Memory of one KV block over all layers: 16 positions, values padded to 16 dimensions."""
+        element_bytes, scale_bytes = _KV_BYTES[kv_dtype]
         padded = -(-self.head_dim // 16) * 16
-        return self.layers * self.kv_heads * (self.head_dim + padded) * 16 * element_bytes
+        position = (self.head_dim + padded) * element_bytes + 2 * scale_bytes
+        return self.layers * self.kv_heads * position * 16

@@ -325,4 +325,4 @@ def estimate(model_dir: Path, dtype: str = "auto", kv_dtype: str = "float32") ->
             as_head = formats.bytes_of(name, tensor, "head")
     if uses == ["head"] and formats.splits_shared_head:
         weights += as_head
-    return MemoryNeed(weights, shape.kv_bytes_per_block(FORMAT_BYTES[kv_dtype]))
+    return MemoryNeed(weights, shape.kv_bytes_per_block(kv_dtype))

@@ -23,6 +23,8 @@ FORMATS: Mapping[str, int] = MappingProxyType({"float32": 0, "bfloat16": 1, "flo
 WHOLE_FORMATS: Mapping[str, int] = MappingProxyType({"int8": 3, "int4": 4})
 """Whole numbers that share a scale by groups of columns."""
 FORMAT_BYTES: Mapping[str, int] = MappingProxyType({"float32": 4, "bfloat16": 2, "float16": 2})
+CACHE_FORMATS: Mapping[str, int] = MappingProxyType({**FORMATS, "int8": 3})
+"""Formats of cached keys and values; int8 has a float32 scale for each position and head."""
 ISA_VARIABLE = "MINDPORT_KERNELS_ISA"
 """Environment variable that forces an instruction set, one of ``ISAS``."""
 ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "neon", "dotprod", "i8mm")
@@ -207,9 +209,9 @@ class Kernels:
     def new_model(
         self, max_rows: int, max_logit_rows: int, num_blocks: int, *, kv_dtype: str = "float32"
     ) -> int:
-        """``kv_dtype``: the float format of cached keys and values."""
+        """``kv_dtype``: the format of cached keys and values."""
         limits = (max_rows, max_logit_rows, num_blocks)
-        return self._check(self._library.mp_model_new(*limits, FORMATS[kv_dtype]))
+        return self._check(self._library.mp_model_new(*limits, CACHE_FORMATS[kv_dtype]))
 
     def free_model(self, model: int) -> None:
         """Frees the model with its blocks and caches, and the matrices that nothing else names."""

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "attention_table.h"
 #include "format.h"
 #include "memory.h"
 #include "step.h"
@@ -16,8 +17,9 @@ struct HeadShape {
   int64_t padded_dim() const { return (head_dim + 15) / 16 * 16; }
 };
 
-// Keys and values as float32 or, rounded to nearest, as bfloat16 or float16. Per block and kv head: keys [head_dim][16 positions], then values [padded_dim / 16][16 positions][16], both panels
-// of the matrix kernels.
+// Keys and values as float32 or, rounded to nearest, as bfloat16, float16 or int8. Per block and kv head: keys
+// [head_dim][16 positions], then values [padded_dim / 16][16 positions][16]; for int8, then the scales
+// of the 16 keys and of the 16 values.
 class LayerCache {
  public:
   LayerCache(const HeadShape& shape, int64_t num_blocks, Format format);
@@ -26,15 +28,19 @@ class LayerCache {
   uint8_t* keys(int64_t block, int64_t kv_head) const {
     return memory_.bytes() + (block * shape_.kv_heads + kv_head) * head_bytes();
   }
-  uint8_t* values(int64_t block, int64_t kv_head) const {
-    return keys(block, kv_head) + shape_.head_dim * 16 * element_bytes(format_);
-  }
+  uint8_t* values(int64_t block, int64_t kv_head) const { return keys(block, kv_head) + keys_bytes(); }
+  int64_t key_scales_at() const { return keys_bytes() + values_bytes(); }                     // after the keys
+  int64_t value_scales_at() const { return values_bytes() + kLanes * int64_t{sizeof(float)}; }  // after the values
   void write(int64_t block, int64_t slot, int64_t kv_head, const float* key, const float* value);
   void copy(int64_t from, int64_t to);
-  int64_t head_bytes() const { return (shape_.head_dim + shape_.padded_dim()) * 16 * element_bytes(format_); }
   int64_t block_bytes() const { return shape_.kv_heads * head_bytes(); }
 
  private:
+  int64_t keys_bytes() const { return shape_.head_dim * kLanes * cache_element_bytes(format_); }
+  int64_t values_bytes() const { return shape_.padded_dim() * kLanes * cache_element_bytes(format_); }
+  int64_t scales_bytes() const { return format_ == Format::int8 ? 2 * kLanes * int64_t{sizeof(float)} : 0; }
+  int64_t head_bytes() const { return keys_bytes() + values_bytes() + scales_bytes(); }
+
   HeadShape shape_;
   Format format_;
   Memory memory_;

@@ -96,7 +96,7 @@ std::vector<std::vector<Visit>> route(Block& block, const float* norm, int64_t r
   std::vector<int64_t> order(static_cast<size_t>(shape.experts));
   for (int64_t r = 0; r < rows; ++r) {
     float* share = scores + r * stride;
-    const float total = kernels().softmax(share, shape.experts, stride).total;
+    const float total = kernels().attention.softmax(share, shape.experts, stride).total;
     for (int64_t e = 0; e < shape.experts; ++e) {
       share[e] = share[e] / total;
       order[static_cast<size_t>(e)] = e;

@@ -110,7 +110,8 @@ MP_API int64_t mp_model_new(int64_t max_rows, int64_t max_logit_rows, int64_t nu
   return guarded([&] {
     if (max_rows < 1 || max_logit_rows < 1 || num_blocks < 1) throw std::invalid_argument("limits must be positive");
     const Limits limits{max_rows, max_logit_rows, num_blocks, kLanes};
-    return Registry::instance().add(std::make_unique<Model>(limits, checked_float(cache_format)));
+    if (cache_format < 0 || cache_format >= kCacheFormats) throw std::invalid_argument("unknown cache format");
+    return Registry::instance().add(std::make_unique<Model>(limits, static_cast<Format>(cache_format)));
   });
 }
 
@@ -216,5 +217,5 @@ MP_API void mp_rms_norm(const float* x, const float* weight, float eps, int64_t 
 MP_API void mp_exp(const float* x, int64_t n, float* out) { kernels().exp(x, n, out); }
 MP_API void mp_silu(const float* x, int64_t n, float* out) { kernels().silu(x, n, out); }
 // scores [n, rounded up to 16] become weights that do not yet sum to one; the sum is returned
-MP_API float mp_softmax(float* scores, int64_t n) { return kernels().softmax(scores, n, round_up(n, 16)).total; }
+MP_API float mp_softmax(float* scores, int64_t n) { return kernels().attention.softmax(scores, n, round_up(n, 16)).total; }
 MP_API int64_t mp_finite(const float* x, int64_t n) { return kernels().finite(x, n) ? 1 : 0; }

@@ -1,6 +1,7 @@
-// Operations on single rows: norms, activations, rotary embedding, softmax. Include after vector_math.h.
+// Operations on single rows: norms, activations, rotary embedding. Include after tile.h.
 #pragma once
 
+#include "attention_tile.h"
 #include "table.h"
 
 namespace mindport {
@@ -56,52 +57,6 @@ void rotate(float* head, const float* cos, const float* sin, int64_t half) {
   }
 }
 
-SoftmaxState softmax(float* scores, int64_t valid, int64_t padded) {
-  const float lowest = -__builtin_inff();
-  V top = set1(lowest);
-  for (int64_t i = 0; i < valid; i += 16) top = max(top, load_part(scores + i, valid - i, lowest));
-  const float maximum = reduce_max(top);
-  V total = set1(0.0f);
-  int64_t i = 0;
-  for (; i < valid; i += 16) {
-    V e = exp(sub(load_part(scores + i, valid - i, lowest), set1(maximum)));
-    if (valid - i < 16) {
-      float lanes[16];
-      store(lanes, e);
-      e = load_part(lanes, valid - i, 0.0f);
-    }
-    store(scores + i, e);
-    total = add(total, e);
-  }
-  for (; i < padded; i += 16) store(scores + i, set1(0.0f));
-  return {maximum, reduce_add(total)};
-}
-
-void alibi(float slope, int64_t first, int64_t n, float* scores) {
-  for (int64_t i = 0; i < n; ++i) scores[i] = __builtin_fmaf(slope, static_cast<float>(first + i), scores[i]);
-}
-
-float exp_one(float x) {
-  float lanes[16];
-  store(lanes, exp(set1(x)));
-  return lanes[0];
-}
-
-void merge(SoftmaxState* state, float* values, SoftmaxState chunk, const float* chunk_values, int64_t n) {
-  const float maximum = state->maximum > chunk.maximum ? state->maximum : chunk.maximum;
-  const float old_weight = exp_one(state->maximum - maximum), new_weight = exp_one(chunk.maximum - maximum);
-  state->maximum = maximum;
-  state->total = __builtin_fmaf(state->total, old_weight, chunk.total * new_weight);
-  const V o = set1(old_weight), c = set1(new_weight);
-  for (int64_t i = 0; i < n; i += 16)
-    store(values + i, fma(load(values + i), o, mul(load(chunk_values + i), c)));
-}
-
-void divide(const float* values, float divisor, int64_t n, float* out) {
-  const V d = set1(divisor);
-  for (int64_t i = 0; i < n; i += 16) store_part(out + i, div(load_part(values + i, n - i, 0.0f), d), n - i);
-}
-
 void exp_row(const float* x, int64_t n, float* out) {
   for (int64_t i = 0; i < n; i += 16) store_part(out + i, exp(load_part(x + i, n - i, 0.0f)), n - i);
 }
@@ -119,16 +74,13 @@ bool finite(const float* x, int64_t n) {
 constexpr KernelTable make_table() {
   KernelTable table{};
   fill_tiles(table);
+  table.attention = make_attention_table();
   table.rms_norm = rms_norm;
   table.swiglu = swiglu;
   table.add = add_rows;
   table.residual = residual;
   table.scale = scale_row;
   table.rotate = rotate;
-  table.softmax = softmax;
-  table.alibi = alibi;
-  table.merge = merge;
-  table.divide = divide;
   table.exp = exp_row;
   table.silu = silu_row;
   table.finite = finite;

@@ -2,6 +2,7 @@
 // in the same order for each output, so that their results are identical bit for bit.
 #pragma once
 
+#include "attention_table.h"
 #include "format.h"
 
 namespace mindport {
@@ -25,24 +26,6 @@ struct Tile {
 };
 using TileFunction = void (*)(const Tile&);
 
-// The same with the rows of B in blocks of 16 lying anywhere: row k of panel p is blocks[k / 16] + 256 p + 16 (k % 16).
-struct GatherTile {
-  const float* a;
-  int64_t a_row;
-  const void* const* blocks;
-  int64_t offset;  // of the first panel in each block, in elements
-  int64_t k;
-  float* c;
-  int64_t c_row;
-};
-using GatherFunction = void (*)(const GatherTile&);
-
-// One row of attention, accumulated chunk by chunk: out = sum of weights * V relative to `maximum`.
-struct SoftmaxState {
-  float maximum;
-  float total;
-};
-
 struct KernelTable {
   int tile_rows;      // most rows a tile takes
   int packed_width;   // panels of the tile used with a packed A
@@ -50,21 +33,15 @@ struct KernelTable {
   TileFunction packed_tile[kTileRows + 1][2];               // float32 panels, packed A; one panel or packed_width
   int stream_rows;    // most rows of a tile of one panel, at least tile_rows
   TileFunction stream_tile[kFloatFormats][kStreamRows - kTileRows + 1];  // packed A, by rows above kTileRows
-  GatherFunction gather_tile[kFloatFormats][kTileRows + 1][kTileWidths];  // by rows and log2 of panels
   void (*unpack[kFloatFormats])(const void* source, int64_t groups, float* out);  // 16 elements a group, to float32
   void (*pack_rows)(const float* a, int64_t a_row, int rows, int64_t k, float* out);  // to [k][rows]
+  AttentionTable attention;
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
   void (*swiglu)(const float* gate, const float* up, int64_t n, float* out);
   void (*add)(const float* x, const float* y, int64_t n, float* out);
   void (*residual)(const float* x, const float* delta, float scale, int64_t n, float* out);  // x + scale * delta
   void (*scale)(float factor, int64_t n, float* x);
   void (*rotate)(float* head, const float* cos, const float* sin, int64_t half);  // half-split RoPE in place
-  // scores[0, valid) -> exp(score - max), zeros up to `padded` (a multiple of 16); the maximum and the sum
-  SoftmaxState (*softmax)(float* scores, int64_t valid, int64_t padded);
-  void (*alibi)(float slope, int64_t first, int64_t n, float* scores);  // scores[i] += slope * (first + i)
-  // joins the weighted values of a further chunk to those of the chunks before it
-  void (*merge)(SoftmaxState* state, float* values, SoftmaxState chunk, const float* chunk_values, int64_t n);
-  void (*divide)(const float* values, float divisor, int64_t n, float* out);
   void (*exp)(const float* x, int64_t n, float* out);
   void (*silu)(const float* x, int64_t n, float* out);
   bool (*finite)(const float* x, int64_t n);

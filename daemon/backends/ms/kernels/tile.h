@@ -87,53 +87,6 @@ void tile(const Tile& t) {
       for (int n = 0; n < N; ++n) w_store(t.c + m * t.c_row + p * 16 + n * L, acc[m][p][n]);
 }
 
-template <Format F, int M, int P>
-void gather_tile(const GatherTile& t) {
-  constexpr int N = kRegisters;
-  using E = typename Elements<F>::Type;
-  W acc[M][P][N];
-#pragma GCC unroll 32
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 32
-    for (int p = 0; p < P; ++p)
-#pragma GCC unroll 32
-      for (int n = 0; n < N; ++n) acc[m][p][n] = w_set1(0.0f);
-
-  const float* a = t.a;
-  const int64_t a_row = t.a_row;
-  for (int64_t first = 0; first < t.k; first += 16) {
-    const E* b = static_cast<const E*>(t.blocks[first / 16]) + t.offset;
-    const int64_t ahead = first + 16 < t.k ? static_cast<const E*>(t.blocks[first / 16 + 1]) + t.offset - b : 0;
-    const int64_t rows = t.k - first < 16 ? t.k - first : 16;
-    for (int64_t k = 0; k < rows; ++k) {
-      W bv[P][N];
-#pragma GCC unroll 32
-      for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 32
-        for (int n = 0; n < N; ++n) bv[p][n] = Elements<F>::load(b + p * 256 + n * L);
-        if constexpr (M <= kPrefetchedRows) __builtin_prefetch(b + p * 256 + ahead);
-      }
-#pragma GCC unroll 32
-      for (int m = 0; m < M; ++m) {
-        const W av = w_set1(a[m * a_row]);
-#pragma GCC unroll 32
-        for (int p = 0; p < P; ++p)
-#pragma GCC unroll 32
-          for (int n = 0; n < N; ++n) acc[m][p][n] = w_fma(av, bv[p][n], acc[m][p][n]);
-      }
-      b += 16;
-      a += 1;
-    }
-  }
-
-#pragma GCC unroll 32
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 32
-    for (int p = 0; p < P; ++p)
-#pragma GCC unroll 32
-      for (int n = 0; n < N; ++n) w_store(t.c + m * t.c_row + p * 16 + n * L, acc[m][p][n]);
-}
-
 template <Format F>
 void unpack(const void* source, int64_t groups, float* out) {
   const auto* p = static_cast<const typename Elements<F>::Type*>(source);
@@ -175,22 +128,12 @@ constexpr TileFunction tile_if_fits() {
   return nullptr;
 }
 
-template <Format F, int M, int P>
-constexpr GatherFunction gather_if_fits() {
-  if constexpr (M <= kRowsOfTile && P <= max_width(M)) return gather_tile<F, M, P>;
-  return nullptr;
-}
-
 template <Format F, int M>
 constexpr void fill_rows(KernelTable& table) {
   auto& widths = table.tile[static_cast<int>(F)][M];
   widths[0] = tile_if_fits<F, M, 1>();
   widths[1] = tile_if_fits<F, M, 2>();
   widths[2] = tile_if_fits<F, M, 4>();
-  auto& gather = table.gather_tile[static_cast<int>(F)][M];
-  gather[0] = gather_if_fits<F, M, 1>();
-  gather[1] = gather_if_fits<F, M, 2>();
-  gather[2] = gather_if_fits<F, M, 4>();
   if constexpr (F == Format::float32 && M <= kRowsOfTile) {
     table.packed_tile[M][0] = tile<F, M, 1, true>;
     table.packed_tile[M][1] = tile<F, M, kPackedWidth, true>;

@@ -35,6 +35,9 @@ inline W w_load_bfloat16(const uint16_t* p) {
 inline W w_load_float16(const uint16_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
+inline W w_load_int8(const int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
 
 }  // namespace
 }  // namespace mindport

@@ -45,6 +45,9 @@ inline W w_load_bfloat16(const uint16_t* p) {
 inline W w_load_float16(const uint16_t* p) {
   return W{from_float16(p[0]), from_float16(p[1]), from_float16(p[2]), from_float16(p[3])};
 }
+inline W w_load_int8(const int8_t* p) {
+  return W{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]), static_cast<float>(p[3])};
+}
 
 }  // namespace
 }  // namespace mindport

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daemon.backends.ms import kernels as k
-from daemon.backends.ms.kernels import FORMATS, FloatArray, KernelError, Kernels, pointer
+from daemon.backends.ms.kernels import CACHE_FORMATS, FloatArray, KernelError, Kernels, pointer
 
 BLOCKS = 160
 fast = settings(max_examples=40, deadline=None, derandomize=True)
@@ -78,7 +78,10 @@ class Layer:
         self.library.run_block(self.block, x, out)
         return out
 
-    def reference(self, x: FloatArray) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    def reference(
+        self, x: FloatArray, *, rounded: bool = False
+    ) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+        """``rounded``: keys and values as int8 holds them."""
         wide = x.astype(np.float64)
         normed = wide / np.sqrt(np.mean(wide**2, axis=1, keepdims=True) + 1e-5) * self.norm
         projected = (normed @ self.qkv.T + self.bias).reshape(len(x), -1, self.dim)
@@ -90,6 +93,8 @@ class Layer:
             )
         q, key = self._rotate(q), self._rotate(key)
         value = projected[:, self.heads + self.kv_heads :]
+        if rounded:
+            key, value = whole(key), whole(value)
         joined = np.empty((len(x), self.heads, self.dim))
         offset = np.arange(len(x))[None, :] - np.arange(len(x))[:, None]
         for head in range(self.heads):
@@ -116,6 +121,15 @@ class Layer:
         cos, sin = (1.1 * f(angle)[:, None, :] for f in (np.cos, np.sin))
         a, b = heads[..., :half], heads[..., half : self.rotary]
         return np.concatenate((a * cos - b * sin, b * cos + a * sin, heads[..., self.rotary :]), axis=-1)
+
+
+def whole(
+    heads: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """Rounded to 127ths of the largest magnitude of each head."""
+    scales = np.abs(heads).max(axis=-1, keepdims=True) / 127
+    result: np.ndarray[tuple[int, ...], np.dtype[np.float64]] = np.rint(heads / scales) * scales
+    return result
 
 
 def table(seed: int, count: int) -> list[int]:
@@ -198,9 +212,9 @@ def test_what_left_the_window_is_not_read(kernels: Kernels) -> None:
         assert np.array_equal(layer.step([(x[699:], 699, table(5, 44))]), whole[699:])
 
 
-@pytest.mark.parametrize(("kv_dtype", "tolerance"), [("bfloat16", 2e-2), ("float16", 2e-3)])
+@pytest.mark.parametrize(("kv_dtype", "tolerance"), [("bfloat16", 2e-2), ("float16", 2e-3), ("int8", 3e-2)])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_cache_in_half_precision_loses_no_more_than_that(
+def test_a_narrow_cache_loses_no_more_than_that(
     kernels: Kernels, shape: tuple[int, int, int, int, Sequence[float]], kv_dtype: str, tolerance: float
 ) -> None:
     x = inputs(600)
@@ -210,15 +224,16 @@ def test_a_cache_in_half_precision_loses_no_more_than_that(
     assert np.abs(got - expected).max() <= tolerance * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("kv_dtype", FORMATS)
+@pytest.mark.parametrize("options", [{}, {"slopes": (0.5, 0.1, 0.02, 0.3, 0.01, 0.004)}, {"window": 530}])
+@pytest.mark.parametrize("kv_dtype", CACHE_FORMATS)
 def test_any_chunking_any_isa_any_threads_gives_the_same_bits(
-    kernels: Kernels, isas: Sequence[str], kv_dtype: str
+    kernels: Kernels, isas: Sequence[str], kv_dtype: str, options: dict[str, Any]
 ) -> None:
     x = inputs(1100)
     blocks = table(2, 69)
     other = inputs(90), 0, table(2, 120)[100:]
     results = []
-    with Layer(kernels, 6, 2, 16, 16, kv_dtype=kv_dtype) as layer:
+    with Layer(kernels, 6, 2, 16, 16, kv_dtype=kv_dtype, **options) as layer:
         for isa in isas:
             kernels.select_isa(isa)
             for threads, cuts in ((1, (0, 1100)), (3, (0, 1, 2, 19, 500, 513, 1024, 1099, 1100))):
@@ -231,7 +246,7 @@ def test_any_chunking_any_isa_any_threads_gives_the_same_bits(
     assert all(np.array_equal(results[0], result) for result in results)
 
 
-@pytest.mark.parametrize("kv_dtype", FORMATS)
+@pytest.mark.parametrize("kv_dtype", CACHE_FORMATS)
 def test_a_copied_block_continues_alike(kernels: Kernels, kv_dtype: str) -> None:
     x = inputs(33)
     with Layer(kernels, 4, 2, 16, 16, kv_dtype=kv_dtype) as layer:
@@ -239,6 +254,27 @@ def test_a_copied_block_continues_alike(kernels: Kernels, kv_dtype: str) -> None
         for src, dst in ((0, 10), (1, 11)):
             kernels.copy_block(layer.model, src, dst)
         assert np.array_equal(layer.step([(x[32:], 32, [10, 11, 12])]), whole[32:])
+
+
+def test_whole_numbers_in_the_cache_are_rounded_as_documented(kernels: Kernels) -> None:
+    """Symmetric for each position and head: the oracle rounds keys and values the same way."""
+    x = inputs(100)
+    with Layer(kernels, 6, 2, 24, 24, kv_dtype="int8") as layer:
+        got = layer.step([(x, 0, table(0, 7))])
+        expected = layer.reference(x, rounded=True)
+    assert np.abs(got - expected).max() <= 1e-3 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("kv_dtype", CACHE_FORMATS)
+def test_nan_stays_with_its_sequence(kernels: Kernels, kv_dtype: str) -> None:
+    x, spoiled = inputs(20), inputs(20)
+    spoiled[3] = np.nan
+    with Layer(kernels, 4, 2, 16, 16, kv_dtype=kv_dtype) as layer:
+        clean = layer.step([(x, 0, [0, 1])])
+        both = layer.step([(spoiled, 0, [2, 3]), (x, 0, [4, 5])])
+        assert np.isnan(both[3:20]).all()
+        assert np.array_equal(both[20:], clean)
+        assert np.isnan(layer.step([(x[:1], 20, [2, 3])])).all()
 
 
 def test_stale_nan_in_a_block_does_not_spread(kernels: Kernels) -> None:

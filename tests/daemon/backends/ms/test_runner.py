@@ -91,8 +91,12 @@ def test_half_precision_weights_lose_nothing_further(tmp_path: Path, dtype: str)
     assert all(np.array_equal(results[0], other) for other in results)
 
 
-def test_keys_and_values_in_half_precision_take_half_the_memory(tmp_path: Path, runner: ModelRunner) -> None:
-    options = RunnerOptions(num_blocks=64, max_rows=96, max_logit_rows=96, threads=2, kv_dtype="bfloat16")
+@pytest.mark.parametrize(("kv_dtype", "share"), [("bfloat16", 1 / 2), ("int8", 1 / 3)])
+def test_narrow_keys_and_values_take_less_memory(
+    tmp_path: Path, runner: ModelRunner, kv_dtype: str, share: float
+) -> None:
+    """int8: a head has 8 + 16 of them, and two float scales."""
+    options = RunnerOptions(num_blocks=64, max_rows=96, max_logit_rows=96, threads=2, kv_dtype=kv_dtype)
     half = load(write_model(tmp_path), options)
     segment = whole(half, tokens(1, 90), [9, 3, 40, 41, 0, 63])
     got, expected = half.execute([segment]).copy(), runner.execute([segment])
@@ -101,7 +105,7 @@ def test_keys_and_values_in_half_precision_take_half_the_memory(tmp_path: Path, 
         half.execute([part(segment, first, last)]).copy() for first, last in ((0, 17), (17, 18), (18, 90))
     ]
     assert np.array_equal(np.concatenate(pieces), got)
-    assert 2 * half.kv_bytes_per_block == runner.kv_bytes_per_block
+    assert half.kv_bytes_per_block == runner.kv_bytes_per_block * share
     half.close()
 
 
@@ -249,7 +253,7 @@ def test_a_lost_tensor_fails_the_load(tmp_path: Path) -> None:
     [
         (RunnerOptions(num_blocks=0), "must be positive"),
         (RunnerOptions(num_blocks=4, dtype="int3"), "dtype 'int3'"),
-        (RunnerOptions(num_blocks=4, kv_dtype="int8"), "kv_dtype 'int8'"),
+        (RunnerOptions(num_blocks=4, kv_dtype="int4"), "kv_dtype 'int4'"),
         (RunnerOptions(num_blocks=4, block_size=32), "blocks of 16 positions"),
         (RunnerOptions(num_blocks=1 << 40), "out of memory"),
     ],
