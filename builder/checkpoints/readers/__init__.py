@@ -1,0 +1,1 @@
+"""Reads checkpoints of every known file format as named views, by their headers."""
