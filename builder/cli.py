@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from builder.convert_command import convert
 from contract.faults import Fault, FaultKind
 
 if TYPE_CHECKING:
@@ -237,6 +238,9 @@ def doctor(as_json: bool) -> None:
         print_findings(findings)
     if any(finding.severity == "error" for finding in findings):
         raise SystemExit(1)
+
+
+cli.add_command(convert)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -14,7 +14,8 @@ from importlib import metadata
 from pathlib import Path
 
 from builder.checkpoints.digest_cache import DigestCache
-from builder.checkpoints.transfer import CancelledError, Carrier, Transferred
+from builder.checkpoints.output import CancelledError
+from builder.checkpoints.transfer import Carrier, Transferred
 from builder.forecast import size_text
 from builder.plan import Plan
 from builder.progress import Progress

@@ -9,14 +9,10 @@ and pages are dropped behind both ends, so memory stays flat whatever the size.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import errno
 import fcntl
-import functools
 import hashlib
 import os
-import queue
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +20,7 @@ from pathlib import Path
 
 from builder.checkpoints.digest_cache import DigestCache
 from builder.checkpoints.dtypes import convert_values
+from builder.checkpoints.output import WINDOW_BYTES, CancelledError, Output
 from builder.checkpoints.rewrite import rewrite
 from builder.checkpoints.safetensors_header import DTYPE_BYTES, write_header
 from builder.plan import PlannedWeights
@@ -33,10 +30,6 @@ from contract.manifest import FileEntry
 
 _FICLONE = 0x40049409
 _CHUNK_BYTES = 8 * 1024 * 1024
-_CHUNKS_IN_FLIGHT = 4
-_WINDOW_BYTES = 128 * 1024 * 1024
-_SYNC_FILE_RANGE_WRITE = 2
-_SYNC_FILE_RANGE_ALL = 7
 _NO_REFLINK = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM)
 
 
@@ -76,14 +69,14 @@ class Carrier:
         return Transferred(entry, entry)
 
     def _copy(self, source: Path, target: Path) -> FileEntry:
-        with source.open("rb", buffering=0) as reader, _Output(target) as output:
+        with source.open("rb", buffering=0) as reader, Output(target) as output:
             behind = 0
             while chunk := reader.read(_CHUNK_BYTES):
                 self.check()
                 output.write(chunk)
                 self.on_bytes(len(chunk))
                 behind += len(chunk)
-                if behind >= _WINDOW_BYTES:
+                if behind >= WINDOW_BYTES:
                     drop_pages(reader.fileno(), reader.tell() - behind, behind)
                     behind = 0
             entry = output.finish()
@@ -95,7 +88,7 @@ class Carrier:
     def _convert(self, weights: PlannedWeights, source: Path, target: Path) -> Transferred:
         before, after = weights.source.header, weights.header
         original = hashlib.sha256()
-        with source.open("rb", buffering=0) as reader, _Output(target) as output:
+        with source.open("rb", buffering=0) as reader, Output(target) as output:
             original.update(read_exactly(reader.fileno(), before.data_start))
             output.write(write_header(list(after.tensors), after.metadata))
             for old, new in zip(before.tensors, after.tensors, strict=True):
@@ -117,66 +110,6 @@ class Carrier:
         """Raises ``CancelledError`` when the work was called off."""
         if self.cancelled.is_set():
             raise CancelledError
-
-
-class CancelledError(Exception):
-    """The work was called off."""
-
-
-class _Output:
-    """A file that is hashed by a second thread while it is written, and written back while it grows."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("xb", buffering=0)
-        self._digest = hashlib.sha256()
-        self._queue: queue.Queue[bytes | None] = queue.Queue(_CHUNKS_IN_FLIGHT)
-        self._thread = threading.Thread(target=self._hash, daemon=True)
-        self._thread.start()
-        self._size = self._started = self._dropped = 0
-
-    def __enter__(self) -> _Output:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop()
-        self._file.close()
-
-    def write(self, chunk: bytes) -> None:
-        self._queue.put(chunk)
-        view = memoryview(chunk)
-        while view:
-            count = self._file.write(view)
-            view = view[count:]
-        self._size += len(chunk)
-        if self._size - self._started >= _WINDOW_BYTES:
-            self._write_back()
-
-    def finish(self) -> FileEntry:
-        """Make it durable; its size and digest."""
-        self._stop()
-        os.fsync(self._file.fileno())
-        if self._size > 2 * _WINDOW_BYTES:
-            drop_pages(self._file.fileno(), 0, 0)
-        return FileEntry(self._size, self._digest.hexdigest())
-
-    def _write_back(self) -> None:
-        """Start writing the newest window, wait for the one before it and let its pages go."""
-        descriptor = self._file.fileno()
-        sync_file_range(descriptor, self._started, self._size - self._started, _SYNC_FILE_RANGE_WRITE)
-        if self._started > self._dropped:
-            sync_file_range(descriptor, self._dropped, self._started - self._dropped, _SYNC_FILE_RANGE_ALL)
-            drop_pages(descriptor, self._dropped, self._started - self._dropped)
-            self._dropped = self._started
-        self._started = self._size
-
-    def _stop(self) -> None:
-        if self._thread.is_alive():
-            self._queue.put(None)
-            self._thread.join()
-
-    def _hash(self) -> None:
-        while (chunk := self._queue.get()) is not None:
-            self._digest.update(chunk)
 
 
 def read_exactly(descriptor: int, count: int) -> bytes:
@@ -221,17 +154,3 @@ def _reflink(source: Path, target: Path) -> bool:
             return True
     target.unlink()
     return False
-
-
-@functools.cache
-def _libc() -> ctypes.CDLL | None:
-    with contextlib.suppress(OSError):
-        return ctypes.CDLL(None, use_errno=True)
-    return None
-
-
-def sync_file_range(descriptor: int, offset: int, length: int, flags: int) -> None:
-    """Linux's call of that name; a hint, so that its absence and its errors do not matter."""
-    call = getattr(_libc(), "sync_file_range", None)
-    if call is not None:
-        call(descriptor, ctypes.c_int64(offset), ctypes.c_int64(length), ctypes.c_uint(flags))

@@ -79,7 +79,13 @@ def find_weights(path: Path) -> Weights:
 
 def check_tensors(weights: Weights, family: Family, config: Mapping[str, Any]) -> list[Problem]:
     """Every tensor that is missing, surplus or of the wrong shape. Raises ``Fault``."""
-    found = weights.tensors
+    return check_shapes(weights.tensors, family, config)
+
+
+def check_shapes(
+    found: Mapping[str, TensorEntry], family: Family, config: Mapping[str, Any]
+) -> list[Problem]:
+    """Every tensor that is missing, surplus or of the wrong shape. Raises ``Fault``."""
     expected = dict(expected_tensors(family, config))
     missing = [name for name in expected if name not in found]
     surplus = [name for name in found if name not in expected and not family.is_ignored(name)]

@@ -108,7 +108,7 @@ def test_a_full_disk(workshop: Workshop, builder: Builder, monkeypatch: pytest.M
         with Path("/dev/full").open("wb", buffering=0) as file:
             file.write(b"x")
 
-    monkeypatch.setattr("builder.checkpoints.transfer._Output.write", full)
+    monkeypatch.setattr("builder.checkpoints.output.Output.write", full)
     run = builder("package", "--model", workshop.recipe, "--out", workshop.repository)
     assert run.code == 6
     assert "No space left on device" in run.err

@@ -1,0 +1,1 @@
+"""The ``convert`` use case: a checkpoint in, the same weights in another form out."""
