@@ -15,6 +15,9 @@ from contract.faults import Problem
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
 
+MAX_NAME_LENGTH = 4096
+MAX_AXES = 32
+
 DTYPE_BYTES = {
     "BOOL": 1,
     "U8": 1,
@@ -123,6 +126,9 @@ def _parse(name: str, raw: bytes) -> tuple[tuple[TensorEntry, ...], dict[str, st
     metadata = table.pop("__metadata__", {})
     tensors, problems = [], []
     for tensor, entry in table.items():
+        if not tensor.isprintable() or not 0 < len(tensor) <= MAX_NAME_LENGTH:
+            problems.append(Problem(name, f"holds the name {tensor[:64]!r}", _FETCH_AGAIN))
+            continue
         found = _entry(tensor, entry)
         if isinstance(found, TensorEntry):
             tensors.append(found)
@@ -146,16 +152,22 @@ def _entry(name: str, entry: Any) -> TensorEntry | str:
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         return "lacks dtype, shape or data_offsets"
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in DTYPE_BYTES:
-        return f"has the unknown dtype {dtype!r}"
-    if not isinstance(shape, list) or not all(_is_count(size) for size in shape):
-        return f"has the impossible shape {shape!r}"
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+        return f"has the unknown dtype {_shown(dtype)}"
+    if not isinstance(shape, list) or len(shape) > MAX_AXES or not all(_is_count(size) for size in shape):
+        return f"has the impossible shape {_shown(shape)}"
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(offset) for offset in offsets):
-        return f"has the impossible data_offsets {offsets!r}"
+        return f"has the impossible data_offsets {_shown(offsets)}"
     expected = math.prod(shape) * DTYPE_BYTES[dtype]
     if offsets[1] - offsets[0] != expected:
         return f"takes {offsets[1] - offsets[0]} bytes, its shape needs {expected}"
     return TensorEntry(name, dtype, tuple(shape), offsets[0], offsets[1])
+
+
+def _shown(value: Any) -> str:
+    return (
+        repr(value)[:64] if isinstance(value, str | int | list) and len(str(value)) < 1000 else "(too long)"
+    )
 
 
 def _is_count(value: Any) -> bool:

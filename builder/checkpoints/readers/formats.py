@@ -18,6 +18,7 @@ _LFS = b"version https://git-lfs"
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
 _VALUE = b"\x0a"
+_SHOWN = 400
 FETCH_AGAIN = "fetch the file again"
 
 
@@ -38,12 +39,17 @@ def read_tensor_file(path: Path) -> TensorFile:
             head = file.read(32)
         return _read(path, head)
     except MalformedError as error:
-        raise Fault(FaultKind.INVALID_MODEL, f"{path} {error}", FETCH_AGAIN) from None
+        raise Fault(FaultKind.INVALID_MODEL, f"{path} {_shown(str(error))}", FETCH_AGAIN) from None
     except HeaderError as error:
         raise fault_of_problems(FaultKind.INVALID_MODEL, str(path), error.problems, FETCH_AGAIN) from None
     except OSError as error:
         message = f"{path} cannot be read: {error.strerror or error}"
         raise Fault(FaultKind.INVALID_MODEL, message, "check its permissions") from None
+
+
+def _shown(text: str) -> str:
+    """Text that a file may have put together, as a person can read it."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[:_SHOWN])
 
 
 def _read(path: Path, head: bytes) -> TensorFile:

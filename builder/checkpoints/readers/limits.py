@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from builder.checkpoints.safetensors_header import DTYPE_BYTES
+from builder.checkpoints.safetensors_header import DTYPE_BYTES, MAX_AXES, MAX_NAME_LENGTH
 from builder.checkpoints.wire import MalformedError
 
-MAX_AXES = 32
-MAX_NAME_BYTES = 4096
+MAX_NAME_BYTES = MAX_NAME_LENGTH
 
 
 def checked_shape(name: str, shape: Sequence[object]) -> tuple[int, ...]:

@@ -11,14 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from builder.checkpoints.readers.limits import (
-    MAX_AXES,
-    MAX_NAME_BYTES,
-    checked_name,
-    checked_shape,
-    tensor_bytes,
-)
-from builder.checkpoints.safetensors_header import DTYPE_BYTES
+from builder.checkpoints.readers.limits import MAX_NAME_BYTES, checked_name, checked_shape, tensor_bytes
+from builder.checkpoints.safetensors_header import DTYPE_BYTES, MAX_AXES
 from builder.checkpoints.views import SourceFile, Span, Stored, View
 from builder.checkpoints.wire import Field, FileBytes, MalformedError, fields, numbers, signed, text
 
@@ -103,7 +97,7 @@ def _piece(data: FileBytes, value: Field) -> _Piece | None:
     code = CKPT_DTYPES[dtype]
     shape = checked_shape(name, dims)
     if shape == (0,) and span.length == DTYPE_BYTES[code]:
-        shape = ()  # MindSpore's way to write a scalar
+        shape = ()  # an older MindSpore's way to write a scalar
     return _Piece(name, code, shape, span)
 
 

@@ -42,8 +42,7 @@ def piece_lengths(shape: tuple[int, ...], size: int) -> list[int]:
 
 def _head(tensor: NamedView, length: int) -> bytes:
     """What stands before the content of one piece."""
-    dims = tensor.view.shape or (0,)  # MindSpore's way to write a scalar
-    described = b"".join(encode_number(1, size) for size in dims)
+    described = b"".join(encode_number(1, size) for size in tensor.view.shape)
     described += encode_bytes(2, _NAMES[tensor.view.dtype].encode())
     described += encode_varint(_CONTENT_KEY) + encode_varint(length)
     tag = encode_bytes(1, tensor.name.encode())
