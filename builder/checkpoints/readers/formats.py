@@ -15,6 +15,8 @@ from builder.checkpoints.wire import CUT_SHORT, MalformedError
 from contract.faults import Fault, FaultKind, fault_of_problems
 
 _LFS = b"version https://git-lfs"
+_HEADER = b"\0\0\0\0{"
+"""Safetensors: the upper half of the header's length, and its first letter."""
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
 _VALUE = b"\x0a"
@@ -59,12 +61,12 @@ def _read(path: Path, head: bytes) -> TensorFile:
         raise Fault(FaultKind.INVALID_MODEL, message, "fetch the file itself: git lfs pull")
     if not head:
         raise MalformedError("is empty")
+    if head[4:9] == _HEADER or path.suffix == ".safetensors":
+        return TensorFile(path, "safetensors", _read_safetensors(file))
     if head.startswith(_ZIP):
         return TensorFile(path, "torch", read_zip(file))
     if head.startswith(_PICKLE):
         return TensorFile(path, "torch", read_legacy(file))
-    if head[8:9] == b"{" or path.suffix == ".safetensors":
-        return TensorFile(path, "safetensors", _read_safetensors(file))
     if head.startswith(_VALUE):
         return TensorFile(path, "ckpt", read_ckpt(file))
     if len(head) < 32:
