@@ -91,8 +91,6 @@ def _check_space(files: TargetFiles, store: Store, target: Path) -> None:
     missing = [file.most_bytes for file in files.weights if file.name not in store.done]
     needed = sum(missing) + sum(map(len, files.small.values())) + _RESERVE_BYTES
     if needed > free:
-        if not store.done:
-            store.remove()
         message = f"{target.parent} has {size_text(free)} free; {target.name} needs {size_text(needed)}"
         hint = "free some space, or choose a target on another disk"
         raise Fault(FaultKind.TOO_LARGE, message, hint, {"free": free, "needed": needed})
@@ -107,7 +105,7 @@ def _write_all(
     waiting = [file for file in files.weights if file.name not in done]
     title = "reading" if order.discard else f"writing {order.target.name}"
     with progress.stage(title, sum(file.tensor_bytes for file in waiting)) as on_bytes:
-        writer = _Writer(store, order.allow_nonfinite, cancelled, on_bytes)
+        writer = _Writer(store, order, cancelled, on_bytes)
         with ThreadPoolExecutor(_WRITERS) as pool:
             futures = [pool.submit(writer.write, file) for file in waiting]
             try:
@@ -127,14 +125,15 @@ def _write_all(
 @dataclass(frozen=True)
 class _Writer:
     store: Store | None
-    allow_nonfinite: bool
+    order: ConvertOrder
     cancelled: threading.Event
     on_bytes: Callable[[int], None]
 
     def write(self, file: TargetFile) -> FileEntry:
         path = self.store.path(file.name) if self.store is not None else None
+        stream = Stream(str(self.order.source), self.order.allow_nonfinite, self._check)
         with Output(path) as output:
-            for chunk in file.stream(Stream(self.allow_nonfinite, self._check)):
+            for chunk in file.stream(stream):
                 output.write(chunk)
                 self.on_bytes(len(chunk))
             entry = output.finish()

@@ -51,7 +51,7 @@ def plan_conversion(source: Source, subject: Subject, order: ConvertOrder) -> Co
     layout = found[0][1]
     unpacked = [layout.unpack(tensors, facts.of_rank(len(ranks))) for tensors in ranks]
     roles = join_roles(unpacked, facts, source.meta)
-    check_weights(roles, subject)
+    check_weights(roles, subject, str(source.path))
     target = _target_layout(order, found, family) if order.to is not None else layout
     tables = _packed(roles, target, facts, order)
     ignored = [name for name in ranks[0] if layout.is_ignored(name)]
@@ -100,25 +100,25 @@ def _target_layout(order: ConvertOrder, found: Sequence[tuple[str, Layout]], fam
     return chosen[0]
 
 
-def check_weights(roles: Mapping[Role, View], subject: Subject) -> None:
+def check_weights(roles: Mapping[Role, View], subject: Subject, where: str) -> None:
     """Raises ``Fault`` for odd dtypes, missing parts and, where the model is known, wrong shapes."""
     if not roles:
-        raise Fault(FaultKind.INVALID_MODEL, "the checkpoint holds no weights", "check its path")
+        raise Fault(FaultKind.INVALID_MODEL, f"{where} holds no weights", "check the path")
     odd = sorted({view.dtype for view in roles.values() if view.dtype not in (*FLOATS, "F64")})
     if odd:
-        message = f"the checkpoint holds weights of type {', '.join(odd)}"
+        message = f"{where} holds weights of type {', '.join(odd)}"
         raise Fault(FaultKind.UNSUPPORTED, message, _NO_FLOATS)
     if subject.family is None or not subject.complete:
-        _check_layers(roles)
+        _check_layers(roles, where)
         return
     packed = layouts_of(subject.family.name)[subject.family.name].hf.pack(roles, subject.facts)
     entries = {name: TensorEntry(name, view.dtype, view.shape, 0, 0) for name, view in packed.items()}
     problems = check_shapes(entries, subject.family, subject.values)
     if problems:
-        raise fault_of_problems(FaultKind.INVALID_MODEL, "the checkpoint", problems)
+        raise fault_of_problems(FaultKind.INVALID_MODEL, where, problems)
 
 
-def _check_layers(roles: Mapping[Role, View]) -> None:
+def _check_layers(roles: Mapping[Role, View], where: str) -> None:
     """All layers must be there and hold the same parts."""
     layers: dict[int, set[tuple[str, int, str]]] = {}
     for role in roles:
@@ -129,7 +129,7 @@ def _check_layers(roles: Mapping[Role, View]) -> None:
     for layer, held in sorted(layers.items()):
         missing.extend(f"{part} {kind} of layer {layer}" for part, _, kind in sorted(expected - held))
     if missing:
-        message = f"the checkpoint lacks {len(missing)} parts: {listed(missing)}"
+        message = f"{where} lacks {len(missing)} parts: {listed(missing)}"
         raise Fault(FaultKind.INVALID_MODEL, message, "fetch the whole checkpoint again")
 
 

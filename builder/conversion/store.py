@@ -73,6 +73,14 @@ class Store:
             path = self.folder / name
             if path.is_file() and path.stat().st_size == entry.size and sha256_of_file(path) == entry.sha256:
                 self.done[name] = entry
+        self.keep_finished()
+
+    def keep_finished(self) -> None:
+        """Remove what is not finished; without anything finished, all."""
+        if not self.done:
+            for path in self.folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            return
         kept = {self.folder / name for name in self.done} | {self.folder / _JOURNAL}
         for path in [path for path in self.folder.rglob("*") if path.is_file() and path not in kept]:
             path.unlink()
@@ -101,8 +109,9 @@ def open_store(target: Path, fingerprint: str) -> Iterator[Store]:
         store.restore()
         try:
             yield store
-        except Fault as fault:
-            if fault.kind is not FaultKind.TOO_LARGE:
+        except (Fault, OSError, KeyboardInterrupt) as reason:
+            store.keep_finished()
+            if not store.done or (isinstance(reason, Fault) and reason.kind is not FaultKind.TOO_LARGE):
                 store.remove()
             raise
         store.remove()  # of a single file the rest; of a replaced target the old one

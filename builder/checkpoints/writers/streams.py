@@ -29,6 +29,8 @@ class NamedView:
 class Stream:
     """What becomes of tensors on their way into a file."""
 
+    source: str = "the checkpoint"
+    """Where the tensors come from, for people."""
     allow_nonfinite: bool = False
     check: Callable[[], None] = lambda: None
     """Called between buffers; raises to stop the work."""
@@ -39,14 +41,14 @@ class Stream:
         for chunk in tensor.view.chunks():
             self.check()
             if not self.allow_nonfinite:
-                _check_finite(tensor, chunk)
+                _check_finite(tensor, chunk, self.source)
             written += chunk.nbytes
             yield chunk.reshape(-1).data.cast("B")
         if written != tensor.view.bytes:
             raise AssertionError((tensor.name, written, tensor.view.bytes))
 
 
-def _check_finite(tensor: NamedView, chunk: NDArray[Any]) -> None:
+def _check_finite(tensor: NamedView, chunk: NDArray[Any], source: str) -> None:
     import numpy as np
 
     dtype = tensor.view.dtype
@@ -57,7 +59,7 @@ def _check_finite(tensor: NamedView, chunk: NDArray[Any]) -> None:
     else:
         return
     if not fine:
-        message = f"{tensor.name} holds infinite or NaN values"
+        message = f"{source}: {tensor.name} holds infinite or NaN values"
         hint = "the checkpoint is damaged: fetch it again, or say --allow-nonfinite to keep them as they are"
         raise Fault(FaultKind.INVALID_MODEL, message, hint)
 
