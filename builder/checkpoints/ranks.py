@@ -10,11 +10,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
+from builder.checkpoints.arrangements import Replicas, cut, stacked
 from builder.checkpoints.layouts.base import Role
 from builder.checkpoints.layouts.detect import listed
 from builder.checkpoints.layouts.packing import Facts
 from builder.checkpoints.strategy import Placement, Strategy
-from builder.checkpoints.views import Replicas, View, cut, stacked
+from builder.checkpoints.views import View
 from contract.faults import Fault, FaultKind
 
 _BY_ROWS = frozenset({"embed", "head", "q", "k", "v", "gate", "up", "expert_gate", "expert_up"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from builder.checkpoints.arrangements import Cast
 from builder.checkpoints.dtypes import DTYPES, FLOATS
 from builder.checkpoints.layouts.base import Layout, Role
 from builder.checkpoints.layouts.detect import detect, layouts_of, listed, without_training_state
@@ -14,7 +15,7 @@ from builder.checkpoints.ranks import join_by_strategy, join_roles, share_by_str
 from builder.checkpoints.readers.source import Source
 from builder.checkpoints.safetensors_header import TensorEntry
 from builder.checkpoints.strategy import read_strategy
-from builder.checkpoints.views import Cast, View
+from builder.checkpoints.views import View
 from builder.checkpoints.weight_files import check_shapes
 from builder.conversion.order import ConvertOrder
 from builder.conversion.subject import Subject

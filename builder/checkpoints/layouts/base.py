@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from builder.checkpoints.arrangements import Transposed, cut, stacked
 from builder.checkpoints.layouts.packing import Facts, Packing, packed, unpacked
-from builder.checkpoints.views import Reshaped, Transposed, View, cut, stacked
+from builder.checkpoints.views import Reshaped, View
 from contract.faults import Fault, FaultKind
 
 _FIELDS = {"layer": r"(?P<layer>\d{1,6})", "expert": r"(?P<expert>\d{1,6})", "kind": r"(?P<kind>weight|bias)"}

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from builder.checkpoints.arrangements import Transposed
 from builder.checkpoints.readers.limits import checked_name, checked_shape, tensor_bytes
 from builder.checkpoints.readers.pickles import Call, Name, Reference
 from builder.checkpoints.safetensors_header import DTYPE_BYTES
-from builder.checkpoints.views import SourceFile, Span, Stored, Transposed, View
+from builder.checkpoints.views import SourceFile, Span, Stored, View
 from builder.checkpoints.wire import MalformedError
 
 STORAGE_DTYPES: Mapping[str, str] = MappingProxyType(

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from builder.checkpoints.arrangements import Cast, Replicas, Transposed, cut, stacked
 from builder.checkpoints.readers.formats import read_tensor_file
-from builder.checkpoints.views import Cast, Replicas, Reshaped, Run, Transposed, View, cut, gathered, stacked
+from builder.checkpoints.views import Reshaped, Run, View, gathered
 from contract.faults import Fault
 from tests.builder.checkpoints.arrays import array_of, write_torch_zip
 
