@@ -254,7 +254,12 @@ def _check_options(options: RunnerOptions) -> None:
 @functools.cache  # MindSpore accepts these settings once a process
 def _set_up_mindspore() -> None:
     os.environ.setdefault("GLOG_v", "3")  # errors only; read when MindSpore is first imported
-    import mindspore
+    try:
+        import mindspore
+    except ImportError as error:
+        message = f"MindSpore cannot be imported: {_first_line(error)}"
+        hint = "pip install 'mindport[ms]' gets it for x86-64; Arm needs the wheel from www.mindspore.cn"
+        raise Fault(FaultKind.INVALID_CONFIG, message, hint) from error
 
     mindspore.set_device("CPU")
     mindspore.set_context(mode=mindspore.GRAPH_MODE)

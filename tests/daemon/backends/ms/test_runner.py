@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from contract.faults import Fault, FaultKind
+from daemon.backends.ms import runner as runner_module
 from daemon.backends.ms.kernels import FloatArray
 from daemon.backends.ms.runner import ModelRunner, RunnerOptions
 from daemon.backends.ms.segments import Segment
@@ -230,6 +232,16 @@ def test_a_row_that_is_not_finite_begins_with_nan_and_leaves_the_others_alone(tm
     runner.close()
     assert np.array_equal(got[20:], expected)
     assert np.isnan(got[11:20, 0]).all()
+
+
+def test_a_missing_mindspore_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    afresh = runner_module._set_up_mindspore.__wrapped__
+    monkeypatch.setattr(runner_module, "_set_up_mindspore", afresh)
+    monkeypatch.setitem(sys.modules, "mindspore", None)
+    with pytest.raises(Fault, match="MindSpore cannot be imported") as caught:
+        load(write_model(tmp_path / "1"))
+    assert caught.value.kind is FaultKind.INVALID_CONFIG
+    assert "mindspore.cn" in (caught.value.hint or "")
 
 
 def test_a_closed_runner_says_so(tmp_path: Path) -> None:
