@@ -10,7 +10,8 @@ from typing import Any
 from builder.adapters.adapter import Adapter
 from builder.adapters.read import read_adapter
 from builder.architecture import Architecture, Source, checked_value, merge
-from builder.checkpoints.weight_files import Weights, check_tensors, find_weights
+from builder.checkpoints.weight_files import Weights, check_tensors
+from builder.conversion.foreign import read_weights
 from builder.families import family_named
 from builder.families.base import Family
 from builder.hf_folder import classic_spelling
@@ -95,7 +96,7 @@ def read_inputs(recipe_file: RecipeFile, requested: Requested) -> Inputs:
     architecture = _merge(recipe, family, yaml, hf_config)
     reader.problems.extend(architecture.problems)
     reader.problems.extend(family.refuse({**hf_config, **architecture.values}))
-    weights = find_weights(locations.weights)
+    weights = _read_weights(reader, family, architecture)
     reader.problems.extend(weights.problems)
     if not architecture.problems and weights.files and not weights.problems:
         reader.problems.extend(_tensor_problems(weights, family, architecture, config))
@@ -107,6 +108,15 @@ def read_inputs(recipe_file: RecipeFile, requested: Requested) -> Inputs:
         raise fault_of_problems(FaultKind.INVALID_MODEL, f"the inputs of {recipe.name}", reader.problems)
     read = (yaml, hf_config, generation, architecture, weights, tokenizer, quantization, adapter)
     return Inputs(recipe, family, locations, *read)
+
+
+def _read_weights(reader: _Reader, family: Family, architecture: Architecture) -> Weights:
+    values = None if architecture.problems else architecture.values
+    try:
+        return read_weights(reader.locations.weights, family, values)
+    except Fault as fault:
+        reader.collect(fault)
+        return Weights((), ())
 
 
 def _tensor_problems(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from builder.checkpoints.content import Content
 from builder.checkpoints.digest_cache import DigestCache
+from builder.checkpoints.weight_files import WeightFile
 from builder.hf_folder import find_recipe
 from builder.inputs import Inputs, read_inputs
 from builder.plan import Network, Options, Plan, build_plan
@@ -22,6 +25,7 @@ from contract.faults import Fault, FaultKind
 from contract.manifest import SMALL_FILE_BYTES, Manifest, find_differences, read_manifest
 from contract.networks import shipped_network
 
+_COMPARED_BYTES = 16 * 2**20
 Status = Literal["built", "already_built", "planned"]
 
 
@@ -132,9 +136,20 @@ def _same_weights(
         if built.samefile(file.path):
             continue
         expected = recorded.sha256 or _digest(built, cache, progress)
-        if _digest(file.path, cache, progress) != expected:
+        found = _digest(file.path, cache, progress) if file.assembly is None else _assembled(file, progress)
+        if found != expected:
             return False
     return True
+
+
+def _assembled(file: WeightFile, progress: Progress) -> str:
+    """The digest of a file that would be put together."""
+    digest = hashlib.sha256()
+    with progress.stage(f"comparing {file.name}", file.header.size) as on_bytes, Content(file) as content:
+        while chunk := content.some(_COMPARED_BYTES):
+            digest.update(chunk)
+            on_bytes(len(chunk))
+    return digest.hexdigest()
 
 
 def _digest(path: Path, cache: DigestCache, progress: Progress) -> str:

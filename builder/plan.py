@@ -169,7 +169,14 @@ def _plan_weights(
             planned.append(PlannedWeights(file, "convert", header))
         else:
             planned.append(PlannedWeights(file, "link" if options.link else "copy", header))
+            _check_link(planned[-1])
     return tuple(planned)
+
+
+def _check_link(weights: PlannedWeights) -> None:
+    if weights.method == "link" and weights.source.assembly is not None:
+        message = f"{weights.source.path} cannot be linked: its weights get other names or another form"
+        raise Fault(FaultKind.UNSUPPORTED, message, "leave out --link")
 
 
 def _index(weights: tuple[PlannedWeights, ...]) -> bytes:
@@ -180,6 +187,8 @@ def _index(weights: tuple[PlannedWeights, ...]) -> bytes:
 
 def _notes(inputs: Inputs, dtype: str | None, removed: list[str]) -> list[str]:
     notes = [str(disagreement) for disagreement in inputs.architecture.disagreements]
+    if inputs.weights.note:
+        notes.append(f"weights: made of {inputs.weights.note}")
     stated = inputs.hf_config.get("torch_dtype") or inputs.hf_config.get("dtype")
     if dtype is not None and isinstance(stated, str) and stated != dtype:
         notes.append(f"torch_dtype: config.json says {stated!r}, the weights are stored as {dtype!r}")

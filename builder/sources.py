@@ -10,7 +10,7 @@ from builder.recipe import RecipeFile
 from contract.faults import Fault, FaultKind, Problem, fault_of_problems
 
 _TOKENIZER_NAMES = ("tokenizer.model", "tokenizer.json")
-_WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.ckpt", "*.pth", "rank_*")
+_WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.ckpt", "*.pth", "*.pt", "rank_*")
 
 
 @dataclass(frozen=True)

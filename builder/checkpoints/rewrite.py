@@ -16,11 +16,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from builder.checkpoints.content import Content
 from builder.checkpoints.dtypes import DTYPES, FLOATS, convert_values, narrowed, widened
 from builder.checkpoints.group_quantizer import QuantizedRows, pack, quantize_rows
 from builder.checkpoints.safetensors_header import DTYPE_BYTES, Header, TensorEntry, write_header
 from builder.quantization import PACKED, SCALE, SHAPE, Quantization
-from contract.checksums import drop_pages, sha256_of_file
+from contract.checksums import sha256_of_file
 from contract.faults import Fault, FaultKind
 from contract.manifest import FileEntry
 
@@ -82,20 +83,20 @@ def rewrite(weights: PlannedWeights, folder: Path, carrier: Carrier) -> Transfer
     """Write one file into ``folder``. Raises ``Fault``, ``OSError`` or ``CancelledError``."""
     from builder.checkpoints.transfer import Transferred
 
-    source, target = weights.source.path.resolve(), folder / weights.name
+    target = folder / weights.name
     before, after = weights.source.header, weights.header
     threads = len(os.sched_getaffinity(0))
-    with source.open("rb", buffering=0) as reader, target.open("xb", buffering=0) as writer:
+    with Content(weights.source) as content, target.open("xb", buffering=0) as writer:
         os.ftruncate(writer.fileno(), after.size)
         _write_at(writer.fileno(), 0, write_header(list(after.tensors), after.metadata))
         with ThreadPoolExecutor(threads, "quantize") as pool:
-            work = _Work(weights, (reader.fileno(), writer.fileno()), carrier, pool)
+            work = _Work(weights, content, writer.fileno(), carrier, pool)
             work.read(before.data_start)
             for tensor in before.tensors:
                 work.bring(tensor)
         os.fsync(writer.fileno())
     digest = work.original.hexdigest()
-    carrier.cache.put(source, digest)
+    carrier.remember(weights.source, digest)
     written = FileEntry(after.size, sha256_of_file(target))
     return Transferred(written, FileEntry(before.size, digest), work.errors)
 
@@ -105,8 +106,9 @@ class _Work:
     """One file on its way."""
 
     weights: PlannedWeights
-    descriptors: tuple[int, int]
-    """To read from, to write to."""
+    content: Content
+    descriptor: int
+    """To write to."""
     carrier: Carrier
     pool: ThreadPoolExecutor
     original: Any = field(default_factory=hashlib.sha256)
@@ -118,10 +120,8 @@ class _Work:
 
     def read(self, count: int) -> bytes:
         """The publisher's next bytes."""
-        from builder.checkpoints.transfer import read_exactly
-
         self.carrier.check()
-        raw = read_exactly(self.descriptors[0], count)
+        raw = self.content.read(count)
         self.original.update(raw)
         return raw
 
@@ -135,8 +135,6 @@ class _Work:
             self._merge(tensor)
         else:
             self._convert(tensor)
-        start = self.weights.source.header.data_start + tensor.start
-        drop_pages(self.descriptors[0], start, tensor.end - tensor.start)
 
     def _convert(self, tensor: TensorEntry) -> None:
         place, done = self._places.get(tensor.name), 0
@@ -210,7 +208,7 @@ class _Work:
 
     def _write(self, place: TensorEntry, offset: int, data: bytes) -> int:
         start = self.weights.header.data_start + place.start + offset
-        _write_at(self.descriptors[1], start, data)
+        _write_at(self.descriptor, start, data)
         self.carrier.on_bytes(len(data))
         return len(data)
 

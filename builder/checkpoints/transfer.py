@@ -18,13 +18,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from builder.checkpoints.content import Content
 from builder.checkpoints.digest_cache import DigestCache
 from builder.checkpoints.dtypes import convert_values
-from builder.checkpoints.output import WINDOW_BYTES, CancelledError, Output
+from builder.checkpoints.output import CancelledError, Output
 from builder.checkpoints.rewrite import rewrite
 from builder.checkpoints.safetensors_header import DTYPE_BYTES, write_header
+from builder.checkpoints.weight_files import WeightFile
 from builder.plan import PlannedWeights
-from contract.checksums import drop_pages
 from contract.faults import Fault, FaultKind
 from contract.manifest import FileEntry
 
@@ -58,72 +59,57 @@ class Carrier:
         if weights.method == "rewrite":
             return rewrite(weights, folder, self)
         if weights.method == "convert":
-            return self._convert(weights, source, target)
+            return self._convert(weights, target)
         if weights.method == "link":
             _hard_link(source, target)
-        elif not _reflink(source, target):
-            entry = self._copy(source, target)
+        elif weights.source.assembly is not None or not _reflink(source, target):
+            entry = self._copy(weights.source, target)
             return Transferred(entry, entry)
         self.on_bytes(weights.size)
         entry = FileEntry(weights.size, self.cache.get(source))
         return Transferred(entry, entry)
 
-    def _copy(self, source: Path, target: Path) -> FileEntry:
-        with source.open("rb", buffering=0) as reader, Output(target) as output:
-            behind = 0
-            while chunk := reader.read(_CHUNK_BYTES):
+    def _copy(self, source: WeightFile, target: Path) -> FileEntry:
+        with Content(source) as content, Output(target) as output:
+            while chunk := content.some(_CHUNK_BYTES):
                 self.check()
                 output.write(chunk)
                 self.on_bytes(len(chunk))
-                behind += len(chunk)
-                if behind >= WINDOW_BYTES:
-                    drop_pages(reader.fileno(), reader.tell() - behind, behind)
-                    behind = 0
             entry = output.finish()
         if entry.sha256 is not None:
-            self.cache.put(source, entry.sha256)
+            self.remember(source, entry.sha256)
             self.cache.put(target, entry.sha256)
         return entry
 
-    def _convert(self, weights: PlannedWeights, source: Path, target: Path) -> Transferred:
+    def _convert(self, weights: PlannedWeights, target: Path) -> Transferred:
         before, after = weights.source.header, weights.header
         original = hashlib.sha256()
-        with source.open("rb", buffering=0) as reader, Output(target) as output:
-            original.update(read_exactly(reader.fileno(), before.data_start))
+        with Content(weights.source) as content, Output(target) as output:
+            original.update(content.read(before.data_start))
             output.write(write_header(list(after.tensors), after.metadata))
             for old, new in zip(before.tensors, after.tensors, strict=True):
                 step = _CHUNK_BYTES // DTYPE_BYTES[old.dtype] * DTYPE_BYTES[old.dtype]
                 for start in range(old.start, old.end, step):
                     self.check()
-                    raw = read_exactly(reader.fileno(), min(step, old.end - start))
+                    raw = content.read(min(step, old.end - start))
                     original.update(raw)
                     converted = convert_values(raw, old, new)
                     output.write(converted)
                     self.on_bytes(len(converted))
-                drop_pages(reader.fileno(), before.data_start + old.start, old.end - old.start)
             entry = output.finish()
         digest = original.hexdigest()
-        self.cache.put(source, digest)
+        self.remember(weights.source, digest)
         return Transferred(entry, FileEntry(before.size, digest))
+
+    def remember(self, source: WeightFile, digest: str) -> None:
+        """Note the digest of a file that lies on disk as it is."""
+        if source.assembly is None:
+            self.cache.put(source.path.resolve(), digest)
 
     def check(self) -> None:
         """Raises ``CancelledError`` when the work was called off."""
         if self.cancelled.is_set():
             raise CancelledError
-
-
-def read_exactly(descriptor: int, count: int) -> bytes:
-    """So many bytes from where the file stands. Raises ``Fault`` when it ends before."""
-    parts, missing = [], count
-    while missing:
-        part = os.read(descriptor, missing)
-        if not part:
-            raise Fault(
-                FaultKind.INVALID_MODEL, "a weight file became shorter while it was read", "fetch it again"
-            )
-        parts.append(part)
-        missing -= len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _hard_link(source: Path, target: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from builder.checkpoints.safetensors_header import Header, HeaderError, TensorEntry, read_header
+from builder.checkpoints.writers.streams import NamedView
 from builder.families.base import Family
 from builder.quantization import expected_tensors
 from contract.faults import Problem
@@ -17,7 +18,6 @@ from contract.faults import Problem
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
-_FOREIGN = ("*.bin", "*.pth", "*.pt", "*.ckpt", "rank_*")
 _SHOWN = 12
 
 
@@ -27,12 +27,16 @@ class WeightFile:
     name: str
     """In the model directory."""
     header: Header
+    assembly: tuple[NamedView, ...] | None = None
+    """The tensors of a file that exists nowhere yet: ``path`` is what they are taken from."""
 
 
 @dataclass(frozen=True)
 class Weights:
     files: tuple[WeightFile, ...]
     problems: tuple[Problem, ...]
+    note: str = ""
+    """What they are made of, when that is not what they look like."""
 
     @property
     def tensors(self) -> dict[str, TensorEntry]:
@@ -116,12 +120,6 @@ def check_shapes(
 def _nothing_found(path: Path) -> Problem:
     if not path.exists():
         return Problem(str(path), "does not exist", "check --weights")
-    foreign = sorted(found.name for pattern in _FOREIGN for found in path.glob(pattern))
-    if foreign:
-        message = f"holds no safetensors, only {_listed(foreign)}"
-        return Problem(
-            str(path), message, "take the publisher's safetensors files; other formats cannot be read yet"
-        )
     return Problem(str(path), "holds no *.safetensors", "put the publisher's weights there or use --weights")
 
 

@@ -60,7 +60,9 @@ def _check_finite(tensor: NamedView, chunk: NDArray[Any], source: str) -> None:
         return
     if not fine:
         message = f"{source}: {tensor.name} holds infinite or NaN values"
-        hint = "the checkpoint is damaged: fetch it again, or say --allow-nonfinite to keep them as they are"
+        hint = (
+            "the checkpoint is damaged: fetch it again; builder convert --allow-nonfinite keeps such values"
+        )
         raise Fault(FaultKind.INVALID_MODEL, message, hint)
 
 

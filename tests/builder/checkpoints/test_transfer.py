@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from builder.checkpoints import output, transfer
+from builder.checkpoints import content, output, transfer
 from builder.checkpoints.digest_cache import DigestCache
 from builder.checkpoints.dtypes import DTYPES, convert_values, converted_header
 from builder.checkpoints.output import CancelledError
@@ -55,7 +55,7 @@ def test_copy_hashes_and_remembers(
     source: Path, carrier: Carrier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfer, "_CHUNK_BYTES", 1000)
-    monkeypatch.setattr(transfer, "WINDOW_BYTES", 2000)
+    monkeypatch.setattr(content, "WINDOW_BYTES", 2000)
     monkeypatch.setattr(output, "WINDOW_BYTES", 2000)
     result = carrier.transfer(planned(source), tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == source.read_bytes()

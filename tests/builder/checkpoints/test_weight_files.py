@@ -71,9 +71,8 @@ def test_ambiguous_folders(tmp_path: Path) -> None:
     assert "several sets of shards" in messages(find_weights(tmp_path))
 
 
-def test_foreign_formats_are_named(tmp_path: Path) -> None:
-    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    assert "holds no safetensors, only pytorch_model.bin" in messages(find_weights(tmp_path))
+def test_a_folder_without_weights(tmp_path: Path) -> None:
+    assert "holds no *.safetensors" in messages(find_weights(tmp_path))
     assert "does not exist" in messages(find_weights(tmp_path / "nowhere"))
 
 
