@@ -27,6 +27,8 @@ class Options(Sampling, frozen=True, kw_only=True, omit_defaults=True, forbid_un
     """To find the request in the daemon's log; made up if not given."""
     skip_special_tokens: bool = True
     """Leave control tokens out of the answer."""
+    priority: int = 0
+    """Smaller is more urgent; 0 is normal."""
 
 
 class OptionFields(TypedDict, total=False):
@@ -36,6 +38,7 @@ class OptionFields(TypedDict, total=False):
     timeout_s: float | None
     request_id: str | None
     skip_special_tokens: bool
+    priority: int
     max_tokens: int | None
     min_tokens: int
     do_sample: bool | None
@@ -100,6 +103,7 @@ def _request(
         messages=messages,
         sampling=sampling,
         skip_special_tokens=options.skip_special_tokens,
+        priority=options.priority,
         timeout_s=options.timeout_s,
     )
 

@@ -50,6 +50,8 @@ def sampling_fields(request: GenerateRequest) -> dict[str, Any]:
     fields.setdefault("max_tokens", None)
     if not request.skip_special_tokens:
         fields["skip_special_tokens"] = False
+    if request.priority:
+        fields["priority"] = request.priority
     return fields
 
 

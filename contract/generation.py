@@ -74,7 +74,9 @@ class GenerateRequest(msgspec.Struct, kw_only=True, omit_defaults=True):
     truncate_prompt: int | None = None
     """Keep only this many last prompt tokens."""
     priority: int = 0
-    """Smaller is more urgent."""
+    """Smaller is more urgent; 0 is normal. The more urgent goes first and displaces the less urgent."""
+    caller: str = ""
+    """On whose behalf, as far as the daemon can tell; callers share a model's places evenly."""
     timeout_s: float | None = None
 
 

@@ -74,6 +74,9 @@ _SAMPLING_OPTIONS = {
     "frequency_penalty": click.option("--frequency-penalty", type=float, metavar="X", help="0 is off."),
     "seed": click.option("--seed", type=int, metavar="N", help="The same seed chooses the same tokens."),
     "stop": click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable."),
+    "priority": click.option(
+        "--priority", type=int, metavar="N", help="Smaller is more urgent; 0 is normal, and the default."
+    ),
     "ignore_eos": click.option("--ignore-eos", is_flag=True, help="Go on after the model's end token."),
 }
 

@@ -14,7 +14,7 @@ from contract.generation import Event
 from daemon.grpc_api.messages import check_outputs, parameters_of, tensors_of
 from daemon.kserve import lookup, metadata
 from daemon.kserve import request as kserve
-from daemon.kserve.request import ParsedRequest
+from daemon.kserve.request import ParsedRequest, Target
 from daemon.kserve.response import Formatter, OutputTensors
 from daemon.repository.status import ModelStatus
 from daemon.service.facade import Service
@@ -29,14 +29,13 @@ class Inference(msgspec.Struct, frozen=True):
     wants_empty_final: bool
 
 
-def accept(service: Service, request: Any) -> Inference:
+def accept(service: Service, request: Any, caller: str) -> Inference:
     """Understand a ``ModelInferRequest``. Raises ``Fault``."""
     status = find(service, request.model_name, request.model_version)
     check_outputs(request, (spec.name for spec in metadata.TEXT_MODEL_OUTPUTS))
     parameters = parameters_of(request.parameters)
-    parsed = kserve.parse(
-        status.name, status.version, request.id or uuid.uuid4().hex, tensors_of(request), parameters
-    )
+    target = Target(status.name, status.version, request.id or uuid.uuid4().hex, caller)
+    parsed = kserve.parse(target, tensors_of(request), parameters)
     return Inference(parsed, bool(parameters.get(EMPTY_FINAL, False)))
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 
 from contract.faults import Fault, FaultKind
+from daemon.api_keys import digest
 from daemon.grpc_api.errors import abort
 
 _OPEN_CALLS = frozenset(
@@ -29,7 +30,7 @@ _FIRST_MESSAGE_S = 1.0
 
 class KeyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def __init__(self, key_hashes: Iterable[str]) -> None:
-        self._hashes = tuple(digest.lower().encode() for digest in key_hashes)
+        self._hashes = tuple(known.lower().encode() for known in key_hashes)
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
@@ -40,9 +41,9 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return grpc.stream_stream_rpc_method_handler(_refuse)
 
     def _accepts(self, metadata: Iterable[tuple[str, str | bytes]]) -> bool:
-        digest = hashlib.sha256(_key(metadata).encode()).hexdigest().encode()
+        sent = digest(_key(metadata)).encode()
         # Every hash is compared, so that time tells nothing about which one came near.
-        return sum(hmac.compare_digest(digest, known) for known in self._hashes) > 0
+        return sum(hmac.compare_digest(sent, known) for known in self._hashes) > 0
 
 
 async def _refuse(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> None:
@@ -54,6 +55,15 @@ async def _refuse(requests: AsyncIterator[Any], context: grpc.aio.ServicerContex
     await abort(
         context, Fault(FaultKind.UNAUTHENTICATED, message, "send the metadata authorization: Bearer KEY")
     )
+
+
+def caller_of(context: grpc.aio.ServicerContext[Any, Any], *, has_keys: bool) -> str:
+    """Whose call it is: by key where keys are checked, else by address."""
+    if has_keys:
+        return digest(_key(context.invocation_metadata() or ()))
+    peer = str(context.peer())
+    host, _, _ = peer.rpartition(":")
+    return unquote(host.partition(":")[2]).strip("[]") or peer
 
 
 def _key(metadata: Iterable[tuple[str, str | bytes]]) -> str:

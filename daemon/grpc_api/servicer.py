@@ -11,6 +11,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from contract.faults import Fault, FaultKind
 from daemon.grpc_api.errors import abort, unexpected
+from daemon.grpc_api.keys import caller_of
 from daemon.grpc_api.options import GrpcOptions
 from daemon.grpc_api.stream import InferStream
 from daemon.grpc_api.unary import Unary
@@ -22,12 +23,12 @@ Context: TypeAlias = grpc.aio.ServicerContext  # type: ignore[type-arg,unused-ig
 Call: TypeAlias = Callable[[Any, Any, Any], Awaitable[Any]]
 
 
-def _answering(method: Callable[[Unary, Any], Awaitable[Any]]) -> Call:
-    """The call for a coroutine of ``Unary``, its faults as statuses."""
+def _answering(method: Callable[..., Awaitable[Any]], *, to_caller: bool = False) -> Call:
+    """The call for a coroutine of ``Unary``, its faults as statuses. ``to_caller``: it asks who calls."""
 
     async def call(self: InferenceServicer, request: Any, context: Context) -> Any:
         try:
-            return await method(self.unary, request)
+            return await method(self.unary, request, *([self.caller_of(context)] if to_caller else ()))
         except Fault as error:
             fault = error
         except Exception as error:
@@ -60,6 +61,10 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
         self.unary = Unary(service, options)
         self._service = service
         self._stopping = stopping
+        self._has_keys = bool(options.api_keys)
+
+    def caller_of(self, context: Context) -> str:
+        return caller_of(context, has_keys=self._has_keys)
 
     ServerLive = _answering(Unary.server_live)
     ServerReady = _answering(Unary.server_ready)
@@ -67,7 +72,7 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
     ModelReady = _answering(Unary.model_ready)
     ModelMetadata = _answering(Unary.model_metadata)
     ModelConfig = _answering(Unary.model_config)
-    ModelInfer = _answering(Unary.model_infer)
+    ModelInfer = _answering(Unary.model_infer, to_caller=True)
     ModelStatistics = _answering(Unary.model_statistics)
     RepositoryIndex = _answering(Unary.repository_index)
     RepositoryModelLoad = _answering(Unary.repository_model_load)
@@ -75,7 +80,8 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
 
     async def _stream_infer(self, requests: AsyncIterator[Any], context: Context) -> None:
         try:
-            await InferStream(self._service, context, self._stopping).run(requests)
+            caller = self.caller_of(context)
+            await InferStream(self._service, context, self._stopping, caller).run(requests)
         except Fault as fault:
             await abort(context, fault)
 

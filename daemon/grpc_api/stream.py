@@ -29,11 +29,16 @@ class InferStream:
     """One call. Ends when the caller has sent all and got all, or the server stops."""
 
     def __init__(
-        self, service: Service, context: grpc.aio.ServicerContext[Any, Any], stopping: asyncio.Event
+        self,
+        service: Service,
+        context: grpc.aio.ServicerContext[Any, Any],
+        stopping: asyncio.Event,
+        caller: str,
     ) -> None:
         self._service = service
         self._context = context
         self._stopping = stopping
+        self._caller = caller
         self._writing = asyncio.Lock()
         metadata = dict(context.invocation_metadata() or ())
         self._strict = str(metadata.get(_STRICT, "")).lower() == "true"
@@ -60,7 +65,7 @@ class InferStream:
 
     async def _answer(self, request: Any) -> None:
         try:
-            inference = accept(self._service, request)
+            inference = accept(self._service, request, self._caller)
             async with aclosing(self._service.generate(inference.parsed.request)) as events:
                 started = await anext(events)
                 await self._respond(request, responses(inference, started, events))

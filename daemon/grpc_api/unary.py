@@ -51,9 +51,9 @@ class Unary:
         status = lookup.find_any(self._service, request.name, request.version)
         return pb.ModelConfigResponse(config=metadata.model_config_proto(status))
 
-    async def model_infer(self, request: Any) -> Any:
+    async def model_infer(self, request: Any, caller: str) -> Any:
         """A language model's answer arrives in pieces; here they are gathered into one."""
-        inference = accept(self._service, request)
+        inference = accept(self._service, request, caller)
         return infer_response(await collected(self._service, inference), request)
 
     async def model_statistics(self, request: Any) -> Any:

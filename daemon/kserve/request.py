@@ -18,7 +18,7 @@ from contract.generation import GenerateRequest, Sampling
 from contract.tensors import Tensor
 from daemon.kserve import fields
 from daemon.kserve.chat import parse_messages
-from daemon.kserve.sampling import SamplingFields
+from daemon.kserve.sampling import SamplingFields, urgency
 
 DEFAULT_MAX_TOKENS = 16
 """The length default of vLLM's sampling parameters."""
@@ -116,20 +116,19 @@ class Target(msgspec.Struct, frozen=True):
     model: str
     version: str
     request_id: str
+    caller: str = ""
 
 
-def parse(
-    model: str, version: str, request_id: str, tensors: Mapping[str, Tensor], parameters: Mapping[str, Any]
-) -> ParsedRequest:
+def parse(target: Target, tensors: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> ParsedRequest:
     """The request of an ``infer``: tensors win over parameters. Raises ``Fault``."""
     known = _known_inputs()
     values: dict[str, Any] = {}
     for name, tensor in tensors.items():
         if name not in known:
-            message = f"unexpected inference input '{name}' for model '{model}'"
+            message = f"unexpected inference input '{name}' for model '{target.model}'"
             raise codec.invalid(message, "see the inputs in GET /v2/models/MODEL")
-        values[name] = _plain(tensor, model)
-    return parse_values(Target(model, version, request_id), {**parameters, **values})
+        values[name] = _plain(tensor, target.model)
+    return parse_values(target, {**parameters, **values})
 
 
 def parse_values(target: Target, values: Mapping[str, Any]) -> ParsedRequest:
@@ -148,7 +147,8 @@ def parse_values(target: Target, values: Mapping[str, Any]) -> ParsedRequest:
         n=asked.n or 1,
         skip_special_tokens=not asked.keeps_special_tokens,
         truncate_prompt=asked.truncate_prompt_tokens,
-        priority=asked.priority or 0,
+        priority=_priority(asked, given),
+        caller=target.caller,
         timeout_s=asked.timeout / 1e6 if asked.timeout else None,
     )
     _set_prompt(request, target.model, text, messages)
@@ -229,6 +229,15 @@ def _sampling(asked: RequestFields) -> Sampling:
         logprobs = 0
     sampling = asked.sampling(logprobs=logprobs, prompt_logprobs=asked.prompt_logprobs)
     return msgspec.structs.replace(sampling, do_sample=asked.do_sample)
+
+
+def _priority(asked: RequestFields, given: Mapping[str, Any]) -> int:
+    """The request parameter is a level of Triton's; among the sampling parameters it has vLLM's meaning."""
+    if "priority" not in given:
+        return asked.priority or 0
+    if (asked.priority or 0) < 0:
+        raise codec.invalid("priority: must be a level from 1, the most urgent; 0 and 5 are normal")
+    return urgency(asked.priority)
 
 
 def _set_prompt(request: GenerateRequest, model: str, text: Any, messages: Any) -> None:

@@ -24,6 +24,17 @@ StopStrings = Annotated[
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT)]
 
 
+_NORMAL_LEVEL = 5
+
+
+def urgency(level: int | None) -> int:
+    """A priority level of Triton's and MindIE's requests as the engine counts.
+
+    1 is the most urgent; 5, 0 and none are normal.
+    """
+    return level - _NORMAL_LEVEL if level else 0
+
+
 class SamplingFields(Fields):
     """The fields themselves; dialects add their own."""
 

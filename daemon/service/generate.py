@@ -131,7 +131,7 @@ class GenerateService:
         )
 
     def _begin(self, job: Job, record: RequestRecord) -> Run:
-        ticket = self._admission(job.loaded).enter(job.request.priority)
+        ticket = self._admission(job.loaded).enter(job.request.priority, job.request.caller)
         run = self._runs[job.run_id] = Run(job, ticket, record)
         return run
 

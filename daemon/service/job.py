@@ -42,4 +42,5 @@ class Job:
             prompt_ids=self.prompt.token_ids,
             sampling=sampling,
             priority=self.request.priority,
+            caller=self.request.caller,
         )

@@ -40,6 +40,7 @@ class Generate:
         data = await bodies.read_object(request, self._options)
         if _prompt_field(data) == "prompt":
             parsed, stream = vllm.parse(data, request.state.request_id, _model(request))
+            parsed.caller = request.state.caller
             return self._vllm.answer(parsed, stream=stream)
         return self.mindie.answer(self._parse(data, request, stream=None))
 
@@ -55,7 +56,10 @@ class Generate:
         self, data: Mapping[str, Any], request: Request, *, stream: bool | None
     ) -> mindie_body.Generate:
         flavour = self.mindie.flavour
-        return mindie_body.parse(data, request.state.request_id, _model(request), flavour, stream=stream)
+        request_id = request.state.request_id
+        asked = mindie_body.parse(data, request_id, _model(request), flavour, stream=stream)
+        asked.request.caller = request.state.caller
+        return asked
 
 
 def _model(request: Request) -> str | None:

@@ -13,7 +13,7 @@ from contract.generation import GenerateRequest, Sampling
 from daemon.http_api.options import GenerateFlavour
 from daemon.kserve import fields
 from daemon.kserve.fields import Fields
-from daemon.kserve.sampling import Penalty, Positive, Seed, StopStrings
+from daemon.kserve.sampling import Penalty, Positive, Seed, StopStrings, urgency
 
 DEFAULT_MAX_NEW_TOKENS = 20
 
@@ -28,7 +28,6 @@ class ParameterFields(Fields):
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
         "best_of": (1,),
         "grammar": (),
-        "priority": (5,),
         "typical_p": (1.0,),
         "watermark": (False,),
     }
@@ -50,6 +49,7 @@ class ParameterFields(Fields):
     skip_special_tokens: bool | None = None
     ignore_eos: bool | None = None
     top_n_tokens: Annotated[int, Field(ge=0, le=20)] | None = None
+    priority: Annotated[int, Field(ge=1, le=5)] | None = None
     timeout: Annotated[int, Field(gt=0, le=65535)] | None = None
 
 
@@ -91,6 +91,7 @@ def parse(
         default_max_tokens=DEFAULT_MAX_NEW_TOKENS,
         skip_special_tokens=asked.skip_special_tokens is not False,
         truncate_prompt=asked.truncate,
+        priority=urgency(asked.priority),
         timeout_s=float(asked.timeout) if asked.timeout else None,
     )
     return Generate(

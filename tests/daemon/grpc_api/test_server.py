@@ -20,6 +20,7 @@ from contract.faults import Fault, FaultKind
 from daemon.grpc_api.options import GrpcOptions
 from daemon.grpc_api.server import start_grpc
 from tests.daemon.grpc_api.running import RunningDaemon, running_daemon
+from tests.daemon.grpc_api.test_unary import text_input
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -93,6 +94,23 @@ def test_keys(tmp_path: Path) -> None:
         with grpc.insecure_channel(daemon.grpc_address) as channel:
             assert health(channel).Check(health_pb2.HealthCheckRequest()).status == SERVING
         client.close()
+
+
+def test_caller_and_priority(tmp_path: Path) -> None:
+    known = hashlib.sha256(b"secret-key").hexdigest()
+    with (
+        running_daemon(tmp_path / "own", ("echo",), api_keys=(known,)) as keyed,
+        InferenceServerClient(keyed.grpc_address) as client,
+    ):
+        headers = {"x-api-key": "secret-key"}
+        client.infer("echo", [text_input("a")], priority=1, headers=headers)
+        (asked,) = keyed.backend("echo").requests
+        assert (asked.priority, asked.caller) == (-4, known)
+    with running_daemon(tmp_path / "open", ("echo",)) as open_daemon:
+        with InferenceServerClient(open_daemon.grpc_address) as client:
+            client.infer("echo", [text_input("a")])
+        (asked,) = open_daemon.backend("echo").requests
+        assert (asked.priority, asked.caller) == (0, "127.0.0.1")
 
 
 def test_model_control_can_be_restricted(tmp_path: Path) -> None:

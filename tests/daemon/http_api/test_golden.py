@@ -85,8 +85,8 @@ def test_triton(sampling: Sampling) -> None:
         kserve.parse_values(target, {"text_input": PROMPT, "sampling_parameters": given}).request,
         kserve.parse_values(target, {"text_input": PROMPT, "sampling_parameters": as_json}).request,
         kserve.parse_values(target, {"text_input": PROMPT, **_as_strings(given)}).request,
-        kserve.parse("tiny", "", "r", {"text_input": text}, given).request,
-        kserve.parse("tiny", "", "r", {"text_input": text, **_as_tensors(given)}, {}).request,
+        kserve.parse(target, {"text_input": text}, given).request,
+        kserve.parse(target, {"text_input": text, **_as_tensors(given)}, {}).request,
     ]
     assert all(form == wanted for form in forms)
 

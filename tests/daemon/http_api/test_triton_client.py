@@ -122,7 +122,7 @@ def test_sampling_as_json_tensor_or_parameters(client: Any, service: FakeService
 
 def test_priority_and_timeout_are_request_parameters(client: Any, service: FakeService) -> None:
     client.infer("tiny", [text_input("a")], priority=3, timeout=2_000_000)
-    assert service.requests[0].priority == 3
+    assert service.requests[0].priority == -2
     assert service.requests[0].timeout_s == 2.0
 
 

@@ -126,7 +126,7 @@ async def test_ids_in_flight_are_unique(tmp_path: Path) -> None:
 
 async def test_overload_and_priority(tmp_path: Path) -> None:
     backends = FakeBackends()
-    limits = ServiceLimits(max_running=1, max_waiting=2)
+    limits = ServiceLimits(max_running=1, max_waiting=1)
     service = await fake_service(tmp_path, ("slow",), backends=backends, limits=limits)
     wanted = [("first", 0), ("late", 1), ("urgent", -1)]
     tasks = []
@@ -135,7 +135,7 @@ async def test_overload_and_priority(tmp_path: Path) -> None:
             asyncio.create_task(collect(service, request_of("x", request_id=name, priority=priority)))
         )
         await asyncio.sleep(0.01)
-    fault = await fault_of(service, request_of("x"))
+    fault = await fault_of(service, request_of("x", priority=1))
     assert fault.kind is FaultKind.OVERLOADED
     slow = backends.last("slow")
     assert isinstance(slow, SlowBackend)

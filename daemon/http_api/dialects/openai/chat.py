@@ -88,6 +88,7 @@ class Chat:
     async def create(self, request: Request) -> Response:
         data = await bodies.read_object(request, self._options)
         body, generate = parse(data, request.state.request_id, self._options)
+        generate.caller = request.state.caller
         if body.stream:
             with_usage = bool(body.stream_options and body.stream_options.include_usage)
             return sse.EventStream(Family.OPENAI, self._chunks(generate, with_usage))

@@ -105,6 +105,8 @@ class Completions:
     async def create(self, request: Request) -> Response:
         data = await bodies.read_object(request, self._options)
         completion = parse(data, request.state.request_id, self._options)
+        for one in completion.requests:
+            one.caller = request.state.caller
         run = _Run(self._service, completion, request.state.request_id)
         if completion.stream:
             return sse.EventStream(Family.OPENAI, run.chunks())

@@ -67,7 +67,7 @@ class Infer:
         wanted = _wanted(body, parameters, request.headers.get("accept-encoding", ""))
         target = target_of(request, body.id or "")
         parameters = {**kserve_request.flags_for(wanted.names), **parameters}
-        parsed = kserve_request.parse(target.model, target.version, target.request_id, tensors, parameters)
+        parsed = kserve_request.parse(target, tensors, parameters)
         lookup.find(self._service, target.model, target.version)
         return Computed(Family.TRITON, lambda: self._complete(parsed, wanted))
 

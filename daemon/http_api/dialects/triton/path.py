@@ -14,4 +14,5 @@ def target_of(request: Request, request_id: str = "") -> Target:
         model=request.path_params["model"],
         version="" if version is None else str(version),
         request_id=request_id or request.state.request_id,
+        caller=request.state.caller,
     )
