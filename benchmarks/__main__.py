@@ -35,6 +35,8 @@ ENGINES: dict[str, type[Engine]] = {
     "vllm": Vllm,
     "transformers": Transformers,
 }
+_PLACES = {"--cache": "", "--out": "", "--llama-server": "build/bin/llama-server"}
+_ABOUT_RESULTS = ("--resume", "--write-docs", "--no-install")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -46,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     shape = TRIAL if options.small else BENCHMARK
     say(f"model: {shape.name}, in {options.cache}")
     setting = Setting(options, shape, make_folder(shape.name, shape.to_config(), options.cache / "models"))
-    run = Run(shlex.join(["bash", "scripts/bench", *arguments]), machine, options.streams)
+    run = Run(repeatable(arguments), machine, options.streams)
     try:
         visitor = Visitor(setting, Diary.open(options.out / "visits.jsonl", options.resume), say)
         for _ in measure(visitor, begin):
@@ -57,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
         minutes = (time.monotonic() - begin) / 60
         say(f"written in {minutes:.0f} minutes: {options.out}/results.txt, .md, .json, .svg")
         if options.write_docs:
-            report.write_documents(ROOT / "docs")
+            report.write_documents(ROOT / "docs", options.cache)
     except EngineError as error:
         say(f"error: {error}")
         return 1
@@ -95,6 +97,20 @@ def prepare(visitor: Visitor) -> list[Engine]:
             except EngineError as error:
                 visitor.lack("peers", Subject(name, weight_format, 0, 0), str(error))
     return engines
+
+
+def repeatable(arguments: Sequence[str]) -> str:
+    """The command as another machine would be given it: without where things lie on this one."""
+    words: list[str] = []
+    rest = iter(arguments)
+    for word in rest:
+        name, _, value = word.partition("=")
+        if name in _PLACES:
+            value = value or next(rest, "")
+            words += [name, _PLACES[name]] if _PLACES[name] else []
+        elif name not in _ABOUT_RESULTS:
+            words.append(word)
+    return shlex.join(["bash", "scripts/bench", *words])
 
 
 def say(text: str) -> None:

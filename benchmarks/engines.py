@@ -60,6 +60,8 @@ class Engine(ABC):
 
     has_prefix_cache = False
     """Whether a prompt that came before is answered faster."""
+    has_footprint = False
+    """Whether it can say how its memory is used."""
     is_stalled = False
     """Whether it is measured how a long prompt delays running streams."""
 
@@ -114,9 +116,9 @@ class Engine(ABC):
     def greedy(self, prompt: list[int], max_tokens: int) -> list[str]:
         """The tokens of an answer, as text."""
 
-    def footprint(self) -> dict[str, float]:
-        """Further figures of the running engine."""
-        return {}
+    def footprint(self, positions: int) -> dict[str, float]:
+        """Memory of the process that computes, after so many positions of the KV cache were written."""
+        raise EngineError(f"{self.engine}: which process computes is not known")
 
     def environment(self) -> dict[str, str]:
         """Variables of its processes. A peer does not see our modules."""

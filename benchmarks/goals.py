@@ -187,7 +187,7 @@ def _daemon(ours: Sequence[Result], paired: Sequence[Result], idle: Sequence[Res
         held = [visit.values["worker_mb"] - visit.values["asked_mb"] for visit in _with_memory([result])]
         own = _median(held)
         value = own - resting if own is not None and resting is not None else None
-        figure = f"worker's memory beyond packed weights, KV cache and an idle worker, {name}"
+        figure = f"worker's memory beyond packed weights, written KV and an idle worker, {name}"
         yield Goal(figure, 150, " MB", value, at_most=True)
 
 

@@ -82,7 +82,7 @@ def facts(cpus: tuple[int, ...]) -> dict[str, str]:
         "instructions": " ".join(flag for flag in _FLAGS if flag in has),
         "cores": f"{os.cpu_count()} in the machine, {len(cpus)} used ({', '.join(map(str, cpus))})",
         "memory": f"{memory:.0f} GiB",
-        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "system": f"{platform.system()}, Python {platform.python_version()}",
         "load before": load,
     }
 

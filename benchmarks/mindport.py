@@ -58,6 +58,7 @@ class Packaged(Engine):
 class MindPort(Packaged, Server):
     engine = OURS
     health = "/v2/health/ready"
+    has_footprint = True
     is_stalled = True
 
     def __init__(self, setting: Setting, weight_format: str) -> None:
@@ -78,8 +79,8 @@ class MindPort(Packaged, Server):
         tokens: list[str] = self.complete("/v1/completions", body)["choices"][0]["logprobs"]["tokens"]
         return tokens
 
-    def footprint(self) -> dict[str, float]:
-        """Memory of the worker, and the part of it that was asked for: packed weights and KV cache."""
+    def footprint(self, positions: int) -> dict[str, float]:
+        """Memory of the worker, and the part of it that packed weights and the KV written so far take."""
         models = get(self._management_port, "/status")["models"]
         ready = next((model for model in models if model.get("pid")), None)
         if ready is None:
@@ -87,7 +88,7 @@ class MindPort(Packaged, Server):
         return {
             "worker_peak_mb": memory_bytes(ready["pid"]) / 1e6,
             "worker_mb": memory_bytes(ready["pid"], "VmRSS") / 1e6,
-            "asked_mb": ready["memory_bytes"] / 1e6,
+            "asked_mb": (ready["details"]["weight_bytes"] + positions * kv_bytes(self.setting.shape)) / 1e6,
         }
 
 

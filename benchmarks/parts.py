@@ -11,7 +11,7 @@ from benchmarks.engines import Engine
 from benchmarks.environments import run
 from benchmarks.load import EngineError
 from benchmarks.mindport import EngineAlone, MindPort, program, repository_of
-from benchmarks.phases import LONG_PROMPT, OUTPUT, PROMPT, output_rate
+from benchmarks.phases import LONG_PROMPT, OUTPUT, PROMPT, Phases, output_rate
 from benchmarks.prompts import Prompts
 from benchmarks.quality import EXAMPLE, Comparison, held_out
 from benchmarks.subject import Subject
@@ -45,7 +45,16 @@ def daemon(visitor: Visitor) -> None:
     )
     idle = MindPort(tiny, "float32")
     idle.prepare()
-    visitor.visit("idle", idle, lambda engine: {})
+    visitor.visit("idle", idle, _memory_of(tiny.shape.vocab))
+
+
+def _memory_of(vocab: int) -> Callable[[Engine], Values]:
+    def ask(engine: Engine) -> Values:
+        phases = Phases(engine, Prompts(vocab, _SEED), ())
+        phases.warm_up()
+        return phases.memory()
+
+    return ask
 
 
 def _cost_of(visitor: Visitor, number: int) -> Callable[[Engine], Values]:

@@ -11,8 +11,9 @@ from benchmarks.load import Answer, EngineError, Streams
 from benchmarks.prompts import Prompts
 
 PROMPT, OUTPUT, LONG_PROMPT = 128, 128, 1024
+_WIDE_PROMPT = 600
 _PREFILLS, _REPEATS = 2, 2
-_STALLED, _STALLING_PROMPT, _STALLED_OUTPUT = 8, 3000, 1500
+_STALLED, _STALLING_PROMPT, _STALLED_OUTPUT = 8, 3000, 1200
 _SETTLED, _BEFORE = 8, 40
 """Tokens of each stream until the pace is even, and those by which it is then judged."""
 
@@ -29,6 +30,8 @@ class Phases:
     streams: Sequence[int]
 
     def __iter__(self) -> Iterator[Phase]:
+        if self.engine.has_footprint:
+            yield "memory", self.memory
         yield "one stream", self.alone
         yield f"prefill of {LONG_PROMPT}", self.prefill
         for count in self.streams:
@@ -39,9 +42,15 @@ class Phases:
         if self.engine.is_stalled:
             yield "a long prompt beside running streams", self.stall
 
-    def warm_up(self, slots: int) -> None:
-        self.engine.generate([self.prompts.one(PROMPT)], 8)
-        self.engine.generate(self.prompts.many(slots, 16), 4)
+    def warm_up(self) -> None:
+        self.engine.generate([self.prompts.one(PROMPT)], OUTPUT // 16)
+        self.engine.generate(self.prompts.many(self.engine.setting.slots, PROMPT // 8), OUTPUT // 32)
+
+    def memory(self) -> Values:
+        """Right after ``warm_up``, with the buffers of a largest step in use and little of the KV cache."""
+        self.engine.generate([self.prompts.one(_WIDE_PROMPT)], 1)
+        warm = PROMPT + OUTPUT // 16 + self.engine.setting.slots * (PROMPT // 8 + OUTPUT // 32)
+        return self.engine.footprint(warm + _WIDE_PROMPT)
 
     def alone(self) -> Values:
         answer = self.engine.generate([self.prompts.one(PROMPT)], OUTPUT)[0]

@@ -52,7 +52,7 @@ class Report:
         return goals.goals(self.visits, self.shape, self.run.streams, self.variants)
 
     def text(self) -> str:
-        parts = ["\n".join(self._lines()), table.text(goals.rows(self.goals))]
+        parts = [f"command: {self.run.command}", "\n".join(self._lines()), table.text(goals.rows(self.goals))]
         parts.append(table.text(table.turned(self._rows())))
         if len(self._ratios()) > 1:
             parts.append("MindPort over a peer of the same weight width; above 1, MindPort is faster:\n")
@@ -73,13 +73,12 @@ class Report:
     def chart(self) -> str:
         return plot.svg(list(self._panels()))
 
-    def write_documents(self, docs: Path) -> None:
+    def write_documents(self, docs: Path, cache: Path) -> None:
         """Between the marks of both languages; the chart beside them. Raises ``EngineError``."""
+        tables = self.markdown().replace(str(cache), "CACHE")
         pages = [docs / language / "benchmarks.md" for language in ("en", "zh")]
         for page in pages:
-            written = between_marks(
-                page.read_text("utf-8"), f"```bash\n{self.run.command}\n```\n\n{self.markdown()}"
-            )
+            written = between_marks(page.read_text("utf-8"), f"```bash\n{self.run.command}\n```\n\n{tables}")
             page.write_text(written, "utf-8")
         (docs / "benchmarks.svg").write_text(self.chart(), "utf-8")
 
@@ -96,7 +95,6 @@ class Report:
     def _lines(self) -> list[str]:
         shape, met = self.shape, [goal.is_met for goal in self.goals]
         return [
-            f"command: {self.run.command}",
             f"date: {self.run.date}",
             *(f"{name}: {value}" for name, value in self.run.machine.items()),
             f"model: {shape.name}, {shape.parameters / 1e6:.1f} M weights, random",

@@ -109,7 +109,7 @@ class Visitor:
         phases = Phases(engine, Prompts(vocab, _ROUND_SEED + number), self.setting.options.streams)
 
         def prepare() -> dict[str, float]:
-            Phases(engine, Prompts(vocab, _WARM_SEED), ()).warm_up(self.setting.slots)
+            Phases(engine, Prompts(vocab, _WARM_SEED), ()).warm_up()
             if number == 0:
                 checks = Prompts(vocab, _GREEDY_SEED).many(_CHECK_PROMPTS, PROMPT // 4)
                 visit.greedy = [engine.greedy(prompt, _CHECK_TOKENS) for prompt in checks]
@@ -133,8 +133,6 @@ class Visitor:
                 for name, phase in phases:
                     doing = f"{name}: " if name else ""
                     visit.values |= phase()
-            doing = "memory: "
-            visit.values |= engine.footprint()
         except (EngineError, KeyError, IndexError, TypeError, ValueError) as error:
             visit.problem = f"{doing}{error}"
             self.say(f"  {visit.problem}")

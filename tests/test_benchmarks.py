@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from benchmarks import goals, options, plot, processes, report, table
-from benchmarks.__main__ import ENGINES, prepare
+from benchmarks.__main__ import ENGINES, prepare, repeatable
 from benchmarks.engines import Setting
 from benchmarks.goals import Goal
 from benchmarks.llamacpp import LlamaCpp
@@ -399,6 +399,22 @@ def test_a_bound_is_the_best_that_was_seen() -> None:
     assert Bounds.from_values({"read_gb_s": 1.0}) is None
 
 
+def test_a_command_names_no_place_of_this_machine() -> None:
+    given = [
+        "--full",
+        "--cache",
+        "/a",
+        "--out=/b",
+        "--llama-server",
+        "/c/llama-server",
+        "--resume",
+        "--cpus",
+        "2,3",
+    ]
+    wanted = "bash scripts/bench --full --llama-server build/bin/llama-server --cpus 2,3"
+    assert repeatable(given) == wanted
+
+
 def report_of(visits: list[Visit]) -> Report:
     run = Run("bash scripts/bench", facts((0,)), (1, 8))
     return Report(run, TINY, variants(setting_in(Path("/nowhere"), "--small")), visits)
@@ -422,10 +438,10 @@ def test_documents_get_the_tables_between_their_marks(tmp_path: Path) -> None:
         page = tmp_path / language / "benchmarks.md"
         page.parent.mkdir()
         page.write_text((ROOT / "docs" / language / "benchmarks.md").read_text("utf-8"), "utf-8")
-    report_of(peers_visited()).write_documents(tmp_path)
+    report_of(peers_visited()).write_documents(tmp_path, tmp_path)
     once = (tmp_path / "en" / "benchmarks.md").read_text("utf-8")
     assert "| mindport float32 | 25.0 |" in once
-    report_of(peers_visited()).write_documents(tmp_path)
+    report_of(peers_visited()).write_documents(tmp_path, tmp_path)
     assert (tmp_path / "en" / "benchmarks.md").read_text("utf-8") == once
     assert ET.fromstring((tmp_path / "benchmarks.svg").read_text("utf-8")).tag.endswith("svg")  # noqa: S314
     with pytest.raises(EngineError, match="marks"):
