@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -19,7 +22,7 @@ from benchmarks.__main__ import ENGINES, prepare, repeatable
 from benchmarks.engines import Setting
 from benchmarks.goals import Goal
 from benchmarks.llamacpp import LlamaCpp
-from benchmarks.load import Answer, EngineError, stream_all
+from benchmarks.load import Answer, EngineError, Streams, stream_all
 from benchmarks.machine import Bounds, facts
 from benchmarks.mindport import EngineAlone, MindPort
 from benchmarks.phases import percentile
@@ -548,3 +551,62 @@ def test_a_process_that_ends_at_start_says_why(tmp_path: Path) -> None:
 def test_a_server_that_is_not_there_is_an_engine_error() -> None:
     with pytest.raises(EngineError, match="refused"):
         stream_all(processes.free_port(), [{"max_tokens": 1}])
+
+
+class Typist(BaseHTTPRequestHandler):
+    """An OpenAI endpoint that writes as many tokens as are asked for."""
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(200)
+        self.end_headers()
+        try:
+            for _ in range(body["max_tokens"]):
+                self._write({"choices": [{"text": "a"}]})
+            self._write({"choices": [], "usage": {"completion_tokens": body["max_tokens"]}})
+        except OSError:
+            self.server.hung_up.append(body["max_tokens"])  # type: ignore[attr-defined]
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+    def _write(self, chunk: dict[str, object]) -> None:
+        self.wfile.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+
+
+@pytest.fixture
+def typist() -> Iterator[ThreadingHTTPServer]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Typist)
+    server.hung_up = []  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_streams_are_timed_token_by_token(typist: ThreadingHTTPServer) -> None:
+    answers = stream_all(typist.server_port, [{"max_tokens": 5}, {"max_tokens": 7}])
+    assert [answer.tokens for answer in answers] == [5, 7]
+    assert [len(answer.arrivals) for answer in answers] == [5, 7]
+
+
+def test_background_streams_are_hung_up_on(typist: ThreadingHTTPServer) -> None:
+    streams = Streams(typist.server_port, [{"max_tokens": 10_000_000}] * 3)
+    streams.wait_for(20)
+    begin, end = streams.answers[0].arrivals[0], streams.answers[0].arrivals[10]
+    streams.close()
+    assert len(streams.gaps_between(begin, end)) >= 10
+    limit = time.monotonic() + 10
+    while len(typist.hung_up) < 3 and time.monotonic() < limit:  # type: ignore[attr-defined]
+        time.sleep(0.01)
+    assert typist.hung_up == [10_000_000] * 3  # type: ignore[attr-defined]
+
+
+def test_a_background_stream_that_ends_is_reported(typist: ThreadingHTTPServer) -> None:
+    streams = Streams(typist.server_port, [{"max_tokens": 3}])
+    streams.wait_for(3)
+    streams._threads[0].join()
+    with pytest.raises(EngineError, match="ended too early"):
+        streams.close()
