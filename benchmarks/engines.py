@@ -59,7 +59,7 @@ class Engine(ABC):
     """One engine with one weight format. Every method raises ``EngineError``."""
 
     has_prefix_cache = False
-    """Whether a prompt that came before is answered faster."""
+    """Whether it is measured how much faster a prompt that came before is answered."""
     has_footprint = False
     """Whether it can say how its memory is used."""
     is_stalled = False
@@ -149,7 +149,6 @@ class Server(Engine):
 
     health: str
     """A path that is answered with 200 when the model is ready."""
-    has_prefix_cache = True
     start_limit_s = START_S
 
     def __init__(self, setting: Setting, weight_format: str) -> None:

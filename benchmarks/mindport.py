@@ -58,6 +58,7 @@ class Packaged(Engine):
 class MindPort(Packaged, Server):
     engine = OURS
     health = "/v2/health/ready"
+    has_prefix_cache = True
     has_footprint = True
     is_stalled = True
 

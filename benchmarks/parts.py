@@ -22,6 +22,8 @@ from benchmarks.visits import Visitor
 from contract.faults import Fault
 
 _SEED, _ROUNDS = 3000, 2
+_TIMED_FORMATS = ("float32", "int8")
+"""One of float and one of integer arithmetic."""
 _SHORT_PROMPT, _ONE_TOKENS = 8, 60
 _QUALITY_SAMPLE = 40
 
@@ -32,7 +34,7 @@ Part = Callable[[Visitor], None]
 def daemon(visitor: Visitor) -> None:
     """Through the daemon and without it, in turns; and what an idle worker takes."""
     setting = visitor.setting
-    chosen = [name for name in ("int8", "float32") if name in setting.options.formats]
+    chosen = [name for name in _TIMED_FORMATS if name in setting.options.formats]
     for number in range(_ROUNDS):
         for weight_format in chosen:
             for engine in (EngineAlone(setting, weight_format), MindPort(setting, weight_format)):
@@ -77,7 +79,7 @@ def threads(visitor: Visitor) -> None:
     """One thread and all of them."""
     setting = visitor.setting
     cpus = setting.options.cpus
-    for weight_format in setting.options.formats:
+    for weight_format in (name for name in _TIMED_FORMATS if name in setting.options.formats):
         for used in (cpus[:1], cpus):
             engine = EngineAlone(setting, weight_format, cpus=used)
             engine.prepare()
