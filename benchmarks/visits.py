@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -127,6 +128,7 @@ class Visitor:
         """What was measured before a phase fails is kept."""
         options, doing = self.setting.options, "start: "
         wait_for_quiet(options.cpus)
+        visit.values["load"] = os.getloadavg()[0]
         begin = time.perf_counter()
         try:
             engine.start()
