@@ -41,7 +41,9 @@ def _source_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--yaml", type=_PATH, help="The mindformers predict_*.yaml."),
         click.option("--tokenizer", type=_PATH, help="tokenizer.model, tokenizer.json or their folder."),
-        click.option("--weights", type=_PATH, help="Folder or file with the safetensors weights."),
+        click.option(
+            "--weights", type=_PATH, help="Folder or file with the weights, of any form that convert reads."
+        ),
     ):
         function = option(function)
     return function

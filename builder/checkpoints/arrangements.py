@@ -14,6 +14,9 @@ from contract.faults import Fault, FaultKind
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_WORTH_A_READ = 4096
+"""Bytes of a row's part that are read alone sooner than with the whole row."""
+
 
 @dataclass(frozen=True)
 class Columns(View):
@@ -53,7 +56,13 @@ class ColumnSlice(View):
         return (*self.part.shape[:-1], self.count)
 
     def fill(self, first: int, out: NDArray[Any]) -> None:
-        out[...] = self.part.read(first, len(out))[:, self.first : self.first + self.count]
+        flattened = self.part.flat()
+        if flattened is None or self.count * out.itemsize < _WORTH_A_READ:
+            out[...] = self.part.read(first, len(out))[:, self.first : self.first + self.count]
+            return
+        for row in range(len(out)):
+            start = (first + row) * self.part.width + self.first
+            out[row] = flattened.read(start, self.count)[:, 0]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from builder import cli as cli_module
 from builder.cli import cli
 from tests.builder.conftest import ROOT, Builder, Workshop, spawn
 
-COMMANDS = ("list", "package", "check", "inspect", "verify", "doctor")
+COMMANDS = ("list", "package", "convert", "check", "inspect", "verify", "doctor")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -27,7 +27,9 @@ def test_every_help_has_examples(builder: Builder, command: str) -> None:
     assert set(cli.commands) == set(COMMANDS)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["package", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["package", "--help"], ["convert", "--help"], ["--version"]]
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys\nfrom builder.cli import main\n"

@@ -80,6 +80,12 @@ def test_a_cast_rounds_as_numpy_does(tensors: dict[str, Pair]) -> None:
     assert array_of(Cast(view, "F16")).tobytes() == array.astype("<f2").tobytes()
 
 
+def test_a_part_of_long_rows_is_read_alone(tensors: dict[str, Pair], monkeypatch: pytest.MonkeyPatch) -> None:
+    view, array = tensors["a"]
+    monkeypatch.setattr("builder.checkpoints.arrangements._WORTH_A_READ", 4)
+    assert array_of(cut(view, 1, 2, 3)).tobytes() == array[:, 2:5].tobytes()
+
+
 def test_replicas_are_read_once_they_agree(tensors: dict[str, Pair]) -> None:
     view, array = tensors["a"]
     twin, other = tensors["twin"][0], tensors["b"][0]
