@@ -198,18 +198,18 @@ def _with_memory(results: Sequence[Result]) -> list[Visit]:
 def read_shares(result: Result) -> list[float]:
     """Percent of the read bound of the same visit."""
     return [
-        100 * visit.values["decode_per_s"] * result.subject.weight_bytes / (bounds.read_gb_s * 1e9)
+        100 * visit.values["decode_per_s"] * result.subject.weight_bytes / (visit.values["read_gb_s"] * 1e9)
         for visit in result.visits
-        if "decode_per_s" in visit.values and (bounds := Bounds.from_values(visit.values))
+        if {"decode_per_s", "read_gb_s"} <= set(visit.values)
     ]
 
 
 def fma_shares(result: Result, shape: Shape) -> list[float]:
     """Percent of the float32 FMA peak of the same visit."""
     return [
-        100 * visit.values["prefill_per_s"] * 2 * shape.layer_parameters / (bounds.fma_gflop_s * 1e9)
+        100 * visit.values["prefill_per_s"] * 2 * shape.layer_parameters / (visit.values["fma_gflop_s"] * 1e9)
         for visit in result.visits
-        if "prefill_per_s" in visit.values and (bounds := Bounds.from_values(visit.values))
+        if {"prefill_per_s", "fma_gflop_s"} <= set(visit.values)
     ]
 
 

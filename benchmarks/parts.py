@@ -47,12 +47,12 @@ def daemon(visitor: Visitor) -> None:
     )
     idle = MindPort(tiny, "float32")
     idle.prepare()
-    visitor.visit("idle", idle, _memory_of(tiny.shape.vocab))
+    visitor.visit("idle", idle, _memory_of(visitor, tiny.shape.vocab))
 
 
-def _memory_of(vocab: int) -> Callable[[Engine], Values]:
+def _memory_of(visitor: Visitor, vocab: int) -> Callable[[Engine], Values]:
     def ask(engine: Engine) -> Values:
-        phases = Phases(engine, Prompts(vocab, _SEED), ())
+        phases = Phases(engine, Prompts(vocab, _SEED), (), visitor.measure)
         phases.warm_up()
         return phases.memory()
 
@@ -123,8 +123,10 @@ def _request_of(visitor: Visitor, variant: Variant) -> Callable[[Engine], Values
         prompts = Prompts(visitor.setting.shape.vocab, _SEED)
         engine.generate([prompts.one(PROMPT // 8)], 4)
         times = 3 if variant.prompt < LONG_PROMPT * 2 else 1
+        before = visitor.measure()
         answers = [engine.generate([prompts.one(variant.prompt)], VARIANT_OUTPUT)[0] for _ in range(times)]
         return {
+            **before.best_of(visitor.measure()).to_values(),
             "prefill_s": statistics.median(answer.first_token_s for answer in answers),
             "decode_s": statistics.median(1 / answer.decode_per_s for answer in answers),
         }

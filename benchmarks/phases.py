@@ -5,14 +5,16 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from benchmarks.engines import Engine, Server
 from benchmarks.load import Answer, EngineError, Streams
+from benchmarks.machine import Bounds
 from benchmarks.prompts import Prompts
 
 PROMPT, OUTPUT, LONG_PROMPT = 128, 128, 1024
 _WIDE_PROMPT = 600
-_PREFILLS, _REPEATS = 2, 2
+_ALONE, _PREFILLS, _REPEATS = 2, 2, 2
 _STALLED, _STALLING_PROMPT, _STALLED_OUTPUT = 8, 3000, 1200
 _SETTLED, _BEFORE = 8, 40
 """Tokens of each stream until the pace is even, and those by which it is then judged."""
@@ -28,6 +30,7 @@ class Phases:
     engine: Engine
     prompts: Prompts
     streams: Sequence[int]
+    measure: Callable[[], Bounds]
 
     def __iter__(self) -> Iterator[Phase]:
         if self.engine.has_footprint:
@@ -53,12 +56,24 @@ class Phases:
         return self.engine.footprint(warm + _WIDE_PROMPT)
 
     def alone(self) -> Values:
-        answer = self.engine.generate([self.prompts.one(PROMPT)], OUTPUT)[0]
-        return {"decode_per_s": answer.decode_per_s, "first_token_ms": 1000 * answer.first_token_s}
+        """With the machine's bounds just before and after: how fast memory is changes within seconds."""
+        answers, bounds = [], [self.measure()]
+        for _ in range(_ALONE):
+            answers.append(self.engine.generate([self.prompts.one(PROMPT)], OUTPUT)[0])
+            bounds.append(self.measure())
+        near = [before.best_of(after) for before, after in pairwise(bounds)]
+        return {
+            "decode_per_s": statistics.median(answer.decode_per_s for answer in answers),
+            "first_token_ms": 1000 * statistics.median(answer.first_token_s for answer in answers),
+            "read_gb_s": statistics.median(bound.read_gb_s for bound in near),
+            "int8_gb_s": statistics.median(bound.int8_gb_s for bound in near),
+        }
 
     def prefill(self) -> Values:
+        before = self.measure()
         times = [self._first_token_s(self.prompts.one(LONG_PROMPT)) for _ in range(_PREFILLS)]
-        return {"prefill_per_s": LONG_PROMPT / statistics.median(times)}
+        fma = before.best_of(self.measure()).fma_gflop_s
+        return {"prefill_per_s": LONG_PROMPT / statistics.median(times), "fma_gflop_s": fma}
 
     def together(self, count: int) -> Values:
         return output_rate(self.engine.generate(self.prompts.many(count, PROMPT), OUTPUT), count)

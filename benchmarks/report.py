@@ -134,11 +134,11 @@ class Report:
         """What the machine's bounds would allow MindPort in each format."""
         found = {}
         for result in self._peers:
-            known = [bounds for visit in result.visits if (bounds := Bounds.from_values(visit.values))]
-            if known and metric == "decode_per_s":
-                found[result.subject.name] = known[0].read_gb_s * 1e9 / result.subject.weight_bytes
-            if known and metric == "prefill_per_s" and result.subject.width == 32:
-                found[result.subject.name] = known[0].fma_gflop_s * 1e9 / (2 * self.shape.layer_parameters)
+            read, fma = result.median("read_gb_s"), result.median("fma_gflop_s")
+            if read and metric == "decode_per_s":
+                found[result.subject.name] = read * 1e9 / result.subject.weight_bytes
+            if fma and metric == "prefill_per_s" and result.subject.width == 32:
+                found[result.subject.name] = fma * 1e9 / (2 * self.shape.layer_parameters)
         return found
 
     def _data(self) -> dict[str, object]:

@@ -29,10 +29,11 @@ def columns(streams: Sequence[int]) -> list[Column]:
     several = [count for count in streams if count > 1]
     found = [
         Column("decode, tok/s", "decode_per_s", ratio=True),
-        Column("share of read bound, %", "read_share", 0),
+        Column("read bound then, GB/s", "read_gb_s"),
+        Column("share of it, %", "read_share", 0),
         Column("first token of 128, ms", "first_token_ms", 0),
         Column("prefill 1024, tok/s", "prefill_per_s", 0, ratio=True),
-        Column("share of FMA bound, %", "fma_share", 0),
+        Column("share of FMA peak, %", "fma_share", 0),
     ]
     for count in several:
         found.append(Column(f"output tok/s, {count} streams", f"output_per_s_{count}", ratio=True))

@@ -97,9 +97,12 @@ class Visitor:
             return
         self.say(f"{part}: {engine.name}")
         visit = Visit(part, number, engine.subject)
-        with self._bounded(visit):
-            self._started(visit, engine, [("", lambda: ask(engine))])
+        self._started(visit, engine, [("", lambda: ask(engine))])
         self.diary.add(visit)
+
+    def measure(self) -> Bounds:
+        """The machine's bounds now."""
+        return measure_bounds(self.setting.options)
 
     def lack(self, part: str, subject: Subject, reason: str) -> None:
         """Note what cannot be measured."""
@@ -109,18 +112,19 @@ class Visitor:
     def _peer(self, engine: Engine, number: int) -> Visit:
         visit = Visit("peers", number, engine.subject)
         vocab = self.setting.shape.vocab
-        phases = Phases(engine, Prompts(vocab, _ROUND_SEED + number), self.setting.options.streams)
+        phases = Phases(
+            engine, Prompts(vocab, _ROUND_SEED + number), self.setting.options.streams, self.measure
+        )
 
         def prepare() -> dict[str, float]:
-            Phases(engine, Prompts(vocab, _WARM_SEED), ()).warm_up()
+            Phases(engine, Prompts(vocab, _WARM_SEED), (), self.measure).warm_up()
             if number == 0 and engine.subject.width == _EXACT:
                 checks = Prompts(vocab, _GREEDY_SEED).many(_CHECK_PROMPTS, PROMPT // 4)
                 visit.greedy = [engine.greedy(prompt, _CHECK_TOKENS) for prompt in checks]
             return {}
 
         begin = time.perf_counter()
-        with self._bounded(visit):
-            self._started(visit, engine, [("warming up", prepare), *phases])
+        self._started(visit, engine, [("warming up", prepare), *phases])
         visit.values["visit_s"] = time.perf_counter() - begin
         return visit
 
@@ -145,14 +149,6 @@ class Visitor:
                 visit.values["peak_mb"] = engine.peak_bytes() / 1e6
             engine.stop()
 
-    @contextmanager
-    def _bounded(self, visit: Visit) -> Iterator[None]:
-        """The machine's bounds just before and just after; the greater counts."""
-        options = self.setting.options
-        before = measure_bounds(options)
-        yield
-        visit.values |= before.best_of(measure_bounds(options)).to_values()
-
 
 def wait_for_quiet(cpus: tuple[int, ...]) -> None:
     """Until others leave the CPUs alone, but not for ever."""
@@ -173,8 +169,3 @@ def _watch_others(engine: Engine, cpus: tuple[int, ...], values: dict[str, float
     finally:
         others = busy_seconds(cpus) - busy - (engine.cpu_seconds() - own)
         values["others_share"] = max(0.0, 100 * others / (len(cpus) * (time.perf_counter() - begin)))
-
-
-def bounds_of(visit: Visit) -> Bounds | None:
-    """What the machine could do at that time."""
-    return Bounds.from_values(visit.values)
