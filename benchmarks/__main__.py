@@ -50,7 +50,9 @@ def main(arguments: Sequence[str]) -> int:
     setting = Setting(options, shape, make_folder(shape.name, shape.to_config(), options.cache / "models"))
     run = Run(repeatable(arguments), machine, options.streams)
     try:
-        visitor = Visitor(setting, Diary.open(options.out / "visits.jsonl", options.resume), say)
+        diary = Diary.open(options.out / "visits.jsonl", options.resume)
+        diary.forget(options.again)
+        visitor = Visitor(setting, diary, say)
         for _ in measure(visitor, begin):
             # After each part and round, so that a run that is cut short leaves what it has.
             Report(run, shape, variants(setting), visitor.diary.visits).write(options.out)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks.machine import Bounds
-from benchmarks.subject import Result, Visit, best_peer, ratio, results_of
+from benchmarks.subject import IDLE, Result, Visit, best_peer, ratio, results_of
 from benchmarks.synthetic import Shape
 from benchmarks.variants import OUTPUT, Arithmetic, Variant
 
@@ -63,7 +63,7 @@ def goals(
         *_shapes(results_of(visits, "variants"), variants),
         *_threads(results_of(visits, "threads")),
         *_quality(results_of(visits, "quality")),
-        *_daemon(ours, results_of(visits, "daemon"), results_of(visits, "idle")),
+        *_daemon(ours, results_of(visits, "daemon")),
     ]
 
 
@@ -170,8 +170,9 @@ def _quality(results: Sequence[Result]) -> Iterator[Goal]:
             yield Goal(figure, limit, "%", result.median("same_share"), note=note)
 
 
-def _daemon(ours: Sequence[Result], paired: Sequence[Result], idle: Sequence[Result]) -> Iterator[Goal]:
-    for through in (result for result in paired if result.subject.is_ours):
+def _daemon(ours: Sequence[Result], paired: Sequence[Result]) -> Iterator[Goal]:
+    idle = [result for result in paired if result.subject.variant == IDLE]
+    for through in (result for result in paired if result.subject.is_ours and result not in idle):
         name = through.subject.format
         alone = next((r for r in paired if not r.subject.is_ours and r.subject.format == name), None)
         share = None if alone is None else ratio(through, alone, "output_per_s")

@@ -50,6 +50,8 @@ class Options:
     """Hold every engine to these instructions."""
     install: bool
     resume: bool = False
+    again: tuple[str, ...] = ()
+    """Parts that are measured even where earlier results are kept."""
     small: bool = False
     write_docs: bool = False
 
@@ -84,6 +86,7 @@ def parse(arguments: Sequence[str]) -> Options:
         isa=given.isa,
         install=not given.no_install,
         resume=given.resume,
+        again=given.only or (),
         small=given.small,
         write_docs=given.write_docs,
     )
@@ -107,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--minutes", type=_positive, help="rounds after the first one fit into these; default 10, full 35")
     add("--cache", type=Path, help="folder of the model and the environments")
     add("--out", type=Path, help="folder of the results; default in the cache")
-    add("--resume", action="store_true", help="keep what the results already have, measure what is missing")
+    add("--resume", action="store_true", help="keep earlier results; measure what they lack, or --only again")
     add("--llama-server", type=Path, help="a llama-server of your own build, instead of the wheel")
     add("--isa", choices=("avx2",), help="hold every engine to AVX2, on a processor that has more")
     add("--no-install", action="store_true", help="skip peers that are not installed yet")

@@ -14,7 +14,7 @@ from benchmarks.mindport import EngineAlone, MindPort, program, repository_of
 from benchmarks.phases import LONG_PROMPT, OUTPUT, PROMPT, Phases, output_rate
 from benchmarks.prompts import Prompts
 from benchmarks.quality import EXAMPLE, Comparison, held_out
-from benchmarks.subject import Subject
+from benchmarks.subject import IDLE, Subject
 from benchmarks.synthetic import TRIAL, make_folder
 from benchmarks.variants import OUTPUT as VARIANT_OUTPUT
 from benchmarks.variants import Variant, variants
@@ -47,7 +47,8 @@ def daemon(visitor: Visitor) -> None:
     )
     idle = MindPort(tiny, "float32")
     idle.prepare()
-    visitor.visit("idle", idle, _memory_of(visitor, tiny.shape.vocab))
+    idle.variant = IDLE
+    visitor.visit("daemon", idle, _memory_of(visitor, tiny.shape.vocab))
 
 
 def _memory_of(visitor: Visitor, vocab: int) -> Callable[[Engine], Values]:

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 OURS = "mindport"
+IDLE = "idle"
+"""The variant that holds a model of almost no size."""
 
 
 @dataclass(frozen=True, slots=True)

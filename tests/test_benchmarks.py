@@ -116,6 +116,11 @@ def test_what_is_given_goes_first(tmp_path: Path) -> None:
     assert options.parse(["--peers", "none"]).peers == ()
 
 
+def test_a_part_that_is_named_is_measured_again() -> None:
+    assert options.parse(["--full", "--resume"]).again == ()
+    assert options.parse(["--resume", "--only", "quality"]).again == ("quality",)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -349,7 +354,7 @@ def test_a_token_meets_its_experts_only() -> None:
 def test_threads_quality_daemon_and_memory_have_goals() -> None:
     one, two = (subject("engine alone", "int8", 8.25, name) for name in ("1 thread", "2 threads"))
     demo = subject("engine alone", "int8", 8.25, "demo model")
-    ours, idle = subject("mindport", "int8", 8.25), subject("mindport", "float32", 32)
+    ours, idle = subject("mindport", "int8", 8.25), subject("mindport", "float32", 32, "idle")
     memory = {"worker_mb": 900.0, "asked_mb": 500.0, "cold_start_s": 4.0}
     found = found_goals(
         [
@@ -359,7 +364,7 @@ def test_threads_quality_daemon_and_memory_have_goals() -> None:
             Visit("daemon", 0, two, {"output_per_s": 100.0, "one_token_ms": 10.0}),
             Visit("daemon", 0, ours, {"output_per_s": 96.0, "one_token_ms": 12.0}),
             Visit("peers", 0, ours, memory),
-            Visit("idle", 0, idle, {"worker_mb": 310.0, "asked_mb": 10.0}),
+            Visit("daemon", 0, idle, {"worker_mb": 310.0, "asked_mb": 10.0}),
         ]
     )
     assert goal(found, "prefill 1024, int8, two threads over one").value == pytest.approx(1.9)
