@@ -18,6 +18,8 @@ from torch import Tensor
 from tests.reference.architectures import Case, Weights, prompt, random_weights
 
 State = dict[str, Tensor]
+_OLDER = int(transformers.__version__.partition(".")[0]) < 5
+"""Which keeps every expert of Mixtral apart."""
 ROWS = 16
 """Of each prompt the last ones are compared."""
 
@@ -259,6 +261,13 @@ def _experts(config: Mapping[str, Any], sizes: dict[str, Any], state: State) -> 
             matrix: torch.stack([state.pop(f"{old}{expert}.{matrix}.weight") for expert in range(count)])
             for matrix in ("gate_proj", "up_proj", "down_proj")
         }
+        if _OLDER:
+            for expert in range(count):
+                for matrix, theirs in (("gate_proj", "w1"), ("up_proj", "w3"), ("down_proj", "w2")):
+                    place = f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{theirs}.weight"
+                    state[place] = parts[matrix][expert]
+            state[f"model.layers.{layer}.block_sparse_moe.gate.weight"] = state.pop(f"{new}router.weight")
+            continue
         state[f"{new}experts.gate_up_proj"] = torch.cat([parts["gate_proj"], parts["up_proj"]], dim=1)
         state[f"{new}experts.down_proj"] = parts["down_proj"]
         state[f"{new}gate.weight"] = state.pop(f"{new}router.weight")

@@ -45,7 +45,8 @@ def forward(weights: dict[str, Array], config: dict[str, Any], ids: list[int]) -
         hidden = hidden + attention(
             own, config, _norm(hidden, own["input_layernorm.weight"], epsilon), cos, sin
         )
-        hidden = hidden + _mlp(own, _norm(hidden, own["post_attention_layernorm.weight"], epsilon))
+        normed = _norm(hidden, own["post_attention_layernorm.weight"], epsilon)
+        hidden = hidden + (_mixture(own, config, normed) if "num_experts" in config else _mlp(own, normed))
     logits: Array = _norm(hidden, weights["transformer.ln_f.weight"], epsilon) @ weights["lm_head.weight"].T
     return logits
 
@@ -100,9 +101,28 @@ def _norm(hidden: Array, weight: Array, epsilon: float) -> Array:
     return normed
 
 
-def _mlp(layer: dict[str, Array], hidden: Array) -> Array:
-    gate = hidden @ layer["mlp.gate_proj.weight"].T
-    up = hidden @ layer["mlp.up_proj.weight"].T
+def _mlp(layer: dict[str, Array], hidden: Array, prefix: str = "mlp.") -> Array:
+    gate = hidden @ layer[f"{prefix}gate_proj.weight"].T
+    up = hidden @ layer[f"{prefix}up_proj.weight"].T
     gated = gate / (1 + np.exp(-gate)) * up
-    output: Array = gated @ layer["mlp.down_proj.weight"].T + layer["mlp.down_proj.bias"]
+    output: Array = gated @ layer[f"{prefix}down_proj.weight"].T + layer[f"{prefix}down_proj.bias"]
+    return output
+
+
+def routing(router: Array, states: Array, chosen: int) -> tuple[NDArray[np.intp], Array]:
+    """The likeliest experts of each row, and their shares, which are made to sum to one."""
+    scores = states @ router.T
+    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    shares = shares / shares.sum(axis=-1, keepdims=True)
+    experts = np.argsort(-shares, axis=-1, kind="stable")[:, :chosen]
+    own = np.take_along_axis(shares, experts, axis=-1)
+    return experts, own / (own.sum(axis=-1, keepdims=True) + np.float32(1e-9))
+
+
+def _mixture(layer: dict[str, Array], config: dict[str, Any], hidden: Array) -> Array:
+    experts, shares = routing(layer["mlp.router.weight"], hidden, config["num_experts_per_tok"])
+    output = np.zeros_like(hidden)
+    for row, (own, parts) in enumerate(zip(experts, shares, strict=True)):
+        for expert, part in zip(own, parts, strict=True):
+            output[row] += part * _mlp(layer, hidden[row], f"mlp.local_experts.{expert}.")
     return output

@@ -6,12 +6,16 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from builder.families import family_of_config
+from builder.package import Order, package
+from builder.progress import Progress
 from contract.networks import networks_folder
 from daemon.backends.ms.kernels import FloatArray
 from daemon.backends.ms.runner import ModelRunner, RunnerOptions
@@ -19,6 +23,7 @@ from daemon.backends.ms.segments import Segment
 from tests.daemon.backends.ms.tiny_telechat2 import write_safetensors
 from tests.reference.architectures import CASES, Case, prompt, random_weights
 from tests.reference.make_goldens import GOLDENS, key_of
+from tests.reference.telechat2_numpy import forward as telechat2
 
 pytestmark = pytest.mark.filterwarnings("ignore:::mindspore")
 GOAL = 1e-4
@@ -78,3 +83,45 @@ def test_logits_are_the_native_class_s(tmp_path: Path, name: str) -> None:
             assert error <= GOAL, f"{error:.1e} at {length}"
             if length <= 512:
                 assert np.array_equal(logits(runner, ids, [], len(expected)), got)
+
+
+def test_biases_of_experts(tmp_path: Path) -> None:
+    """Which the native class lacks; the routing is as before."""
+    case = replace(CASES["telechat2, experts"], without="")
+    ids = prompt(vocab_of(case), 77)
+    expected = telechat2(random_weights(case.config), dict(case.config), ids)
+    with running(write_model(tmp_path, case), case) as runner:
+        got = logits(runner, ids, [40, 76], 16)
+    assert np.abs(got - expected[-16:]).max() <= GOAL * np.abs(expected).max()
+
+
+def write_folder(folder: Path, case: Case) -> Path:
+    """The case's model as a publisher offers it."""
+    folder.mkdir()
+    write_safetensors(folder / "model.safetensors", random_weights(case.config, case.without))
+    (folder / "config.json").write_text(json.dumps({**case.config, "bos_token_id": 1, "eos_token_id": 2}))
+    words = {f"w{index}": index for index in range(90)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["[gMASK]", "<sop>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+PACKAGED = [name for name, case in CASES.items() if max(case.lengths) <= 77 and "," not in name]
+
+
+@pytest.mark.parametrize("name", [*PACKAGED, "telechat2, experts"])
+def test_a_folder_without_a_recipe_is_packaged_and_computed(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    case = CASES[name]
+    folder = write_folder(tmp_path / "model", case)
+    built = package(Order(model=str(folder), out=tmp_path / "out"), Progress(quiet=True))
+    family = family_of_config(case.config, "the test")
+    assert (built.plan.serving.family, built.plan.serving.network) == (family.name, family.network)
+    with np.load(GOLDENS) as goldens, running(built.path, case) as runner:
+        ids, expected = prompt(vocab_of(case), 77), goldens[key_of(name, 77)]
+        got = logits(runner, ids, [], len(expected))
+    assert np.abs(got - expected).max() <= GOAL * np.abs(expected).max()
