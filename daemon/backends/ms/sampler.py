@@ -20,8 +20,11 @@ Floats = NDArray[np.floating[Any]]
 
 _GREEDY_BELOW = 1e-5
 """A temperature that is zero for all purposes, and would overflow as a divisor."""
-_NUCLEUS_SIZES = (64, 1024, 16384)
-"""Candidates for top-p, before the whole vocabulary is sorted."""
+_FEW = 64
+"""Candidates for top-p that are looked at before all are."""
+_BINS = 1024
+_BINS_PER_NAT = 32
+"""Logits are binned by their distance from the best; the last bin takes all that weighs nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +70,35 @@ def draw(row: Logits, best: float, sampling: TokenSampling, uniform: float) -> i
         mass = weights.cumsum(dtype=np.float64)
         return _pick(mass, mass[-1], uniform)
     threshold = sampling.top_p * float(weights.sum(dtype=np.float64))
-    for size in (*_NUCLEUS_SIZES, len(row)):
-        ids = largest(row, size)
-        mass = weights[ids].cumsum(dtype=np.float64)
-        if mass[-1] >= threshold:
-            break
-    return int(ids[_pick(mass, threshold, uniform)])
+    ids = largest(row, _FEW)
+    mass = weights[ids].cumsum(dtype=np.float64)
+    if mass[-1] >= threshold:
+        return int(ids[_pick(mass, threshold, uniform)])
+    return _draw_from_many(weights, threshold, uniform)
+
+
+def _draw_from_many(weights: Floats, threshold: float, uniform: float) -> int:
+    """As from a sorted row, without sorting it: only the bins are sorted where something is decided."""
+    depth = -np.log(np.maximum(weights, np.finfo(np.float32).tiny)) * _BINS_PER_NAT
+    bins = np.minimum(depth, _BINS - 1).astype(np.int64)
+    mass = np.bincount(bins, weights=weights, minlength=_BINS).cumsum()
+    last = min(int(np.searchsorted(mass, threshold)), _BINS - 1)
+    before = float(mass[last - 1]) if last else 0.0
+    ids, within = _sorted_bin(weights, bins, last)
+    kept = _kept(before + within, threshold)
+    wanted = uniform * float(before + within[kept - 1])
+    if wanted >= before:
+        return int(ids[_find(before + within[:kept], wanted)])
+    chosen = int(np.searchsorted(mass[:last], wanted, side="right"))
+    ids, within = _sorted_bin(weights, bins, chosen)
+    return int(ids[_find(within, wanted - (float(mass[chosen - 1]) if chosen else 0.0))])
+
+
+def _sorted_bin(weights: Floats, bins: NDArray[np.int64], which: int) -> tuple[NDArray[np.intp], Floats]:
+    """The tokens of a bin, likeliest first, and their cumulative mass."""
+    ids = np.flatnonzero(bins == which)
+    ids = ids[np.argsort(-weights[ids], kind="stable")]
+    return ids, weights[ids].cumsum(dtype=np.float64)
 
 
 def _weights(values: Floats, best: float, temperature: float) -> Floats:
@@ -83,9 +109,16 @@ def _weights(values: Floats, best: float, temperature: float) -> Floats:
 
 def _pick(mass: NDArray[np.float64], threshold: float, uniform: float) -> int:
     """Inverse of the cumulative mass, of the fewest candidates whose mass reaches the threshold."""
-    kept = min(int(np.searchsorted(mass, threshold)) + 1, len(mass))
-    chosen = int(np.searchsorted(mass[:kept], uniform * mass[kept - 1], side="right"))
-    return min(chosen, kept - 1)
+    kept = _kept(mass, threshold)
+    return _find(mass[:kept], uniform * mass[kept - 1])
+
+
+def _kept(mass: Floats, threshold: float) -> int:
+    return min(int(np.searchsorted(mass, threshold)) + 1, len(mass))
+
+
+def _find(mass: Floats, wanted: float) -> int:
+    return min(int(np.searchsorted(mass, wanted, side="right")), len(mass) - 1)
 
 
 def _adjust(logits: Logits, sequences: list[Sequence]) -> Logits:

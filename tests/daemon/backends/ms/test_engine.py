@@ -370,6 +370,35 @@ def test_step_that_fails_is_tried_one_by_one_to_find_who_is_to_blame() -> None:
     assert harness.given_up == []
 
 
+def test_requests_that_fail_alone_do_not_make_the_engine_broken() -> None:
+    harness = Harness(Picky())
+    for number in range(2 * MAX_FAILED_STEPS):
+        harness.engine.submit(number, request([4, 13], 5))
+        harness.run()
+        assert harness.fault(number).message == "logits are NaN"
+    assert harness.given_up == []
+    harness.engine.submit(99, request([4, 5], 5))
+    harness.run()
+    assert harness.answer(99).token_ids == toy_answer(request([4, 5], 5))
+
+
+def test_looking_whether_the_runner_works_spoils_no_shared_block() -> None:
+    class Flaky(FakeRunner):
+        def execute(self, segments: Any) -> Any:
+            if any(segment.start == 8 and 13 in segment.token_ids for segment in segments):
+                raise Fault(FaultKind.INTERNAL, "it fails")
+            return super().execute(segments)
+
+    harness, shared = Harness(Flaky()), [1, 2, 3, 4, 5, 6, 7, 8]
+    asked = request([*shared, 9], 12)
+    harness.engine.submit(1, asked)
+    harness.step()
+    harness.engine.submit(2, request([*shared, 13], 3))
+    harness.run()
+    assert harness.fault(2).message == "it fails"
+    assert harness.answer(1).token_ids == toy_answer(asked)
+
+
 def test_runner_that_always_fails_fails_requests_and_then_gives_up() -> None:
     harness = Harness()
     harness.runner.error = RuntimeError("no such operator")

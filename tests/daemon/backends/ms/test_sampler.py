@@ -197,3 +197,27 @@ def test_no_alternatives_is_the_token_alone() -> None:
 def test_largest_equals_a_full_sort(values: list[int], count: int) -> None:
     row = np.array(values, np.float32)
     assert largest(row, count).tolist() == np.argsort(-row, kind="stable")[:count].tolist()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 99),
+    width=st.integers(100, 4000),
+    scale=st.sampled_from([0.0, 1e-3, 0.5, 3.0]),
+    top_p=st.floats(0.05, 0.9999),
+    uniform=st.floats(0.0, 0.999999),
+)
+def test_flat_rows_are_drawn_from_as_if_they_were_sorted(
+    seed: int, width: int, scale: float, top_p: float, uniform: float
+) -> None:
+    row = (np.random.default_rng(seed).standard_normal(width) * scale).astype(np.float32)
+    sampling = TokenSampling(max_tokens=1, temperature=1.0, top_p=top_p)
+    token = draw(row, float(row.max()), sampling, uniform)
+    weights = np.exp(row.astype(np.float64))
+    order = np.argsort(-row, kind="stable")
+    mass = weights[order].cumsum() / weights.sum()
+    kept = mass[: int(np.searchsorted(mass, top_p)) + 1]
+    place = int(np.flatnonzero(order == token)[0])
+    below = kept[place - 1] if place else 0.0
+    assert below - 1e-5 <= uniform * kept[-1] <= mass[place] + 1e-5
+    assert place <= len(kept)
