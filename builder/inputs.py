@@ -116,7 +116,10 @@ def _read_weights(reader: _Reader, family: Family, architecture: Architecture) -
         return read_weights(reader.locations.weights, family, values)
     except Fault as fault:
         reader.collect(fault)
-        return Weights((), ())
+    except OSError as error:
+        where = str(error.filename or reader.locations.weights)
+        reader.problems.append(Problem(where, f"cannot be read: {error.strerror}", "check its permissions"))
+    return Weights((), ())
 
 
 def _tensor_problems(

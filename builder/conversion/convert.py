@@ -43,6 +43,13 @@ class Converted:
 
 def convert(order: ConvertOrder, progress: Progress) -> Converted:
     """Convert a checkpoint. Raises ``Fault``; then nothing was written."""
+    try:
+        return _convert(order, progress)
+    except OSError as error:
+        raise _fault_of(error, order.target) from error
+
+
+def _convert(order: ConvertOrder, progress: Progress) -> Converted:
     order.check()
     source = find_source(order.source)
     _check_target(order, source)
@@ -58,17 +65,14 @@ def convert(order: ConvertOrder, progress: Progress) -> Converted:
     stated = [_state(path) for path in (*source.files, *strategies)]
     facts = {"to": order.to, "dtype": order.dtype, "found": conversion.found, "model": str(subject.facts)}
     fingerprint = files.fingerprint({"source": stated, **facts})
-    try:
-        with open_store(order.target, fingerprint) as store:
-            resumed = tuple(sorted(store.done))
-            _check_space(files, store, order.target)
-            entries = _write_all(files, order, progress, store)
-            if not order.single_file:
-                entries = {**entries, **_write_small(files, entries, store)}
-            sync_folder(store.folder)
-            store.finish(order.target, order.single_file, order.replace)
-    except OSError as error:
-        raise _fault_of(error, order.target) from error
+    with open_store(order.target, fingerprint) as store:
+        resumed = tuple(sorted(store.done))
+        _check_space(files, store, order.target)
+        entries = _write_all(files, order, progress, store)
+        if not order.single_file:
+            entries = {**entries, **_write_small(files, entries, store)}
+        sync_folder(store.folder)
+        store.finish(order.target, order.single_file, order.replace)
     return Converted("converted", conversion, files, entries, resumed)
 
 
@@ -161,8 +165,8 @@ def _fault_of(error: OSError, target: Path) -> Fault:
         hint = "free some space and run the same command again: it goes on behind the finished files"
         return Fault(FaultKind.TOO_LARGE, message, hint)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        message = f"{where} cannot be written: {error.strerror}"
-        return Fault(FaultKind.FORBIDDEN, message, "choose another target, or change its permissions")
+        message = f"{where} cannot be read or written: {error.strerror}"
+        return Fault(FaultKind.FORBIDDEN, message, "choose another path, or change its permissions")
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         message = f"{where} is in the way: {error.strerror}"
         return Fault(FaultKind.INVALID_CONFIG, message, "choose another target")

@@ -65,8 +65,8 @@ def find_subject(model: str | None, source: Path) -> Subject:
         return _subject(family_of_config(config, str(folder / CONFIG)), {"config.json": config})
     params = _read(folder / _META_CONFIG)
     if params is not None:
-        values = {_META_KEYS.get(key, key): value for key, value in params.items()}
-        return Subject(family_named("llama"), {key: value for key, value in values.items() if value != -1})
+        counted = {key: value for key, value in params.items() if type(value) is int and value > 0}
+        return Subject(family_named("llama"), {_META_KEYS.get(key, key): counted[key] for key in counted})
     return Subject()
 
 

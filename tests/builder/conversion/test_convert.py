@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from builder.checkpoints.safetensors_header import TensorEntry, write_header
 from builder.conversion import convert as use_case
 from builder.families import FAMILIES
+from builder.recipe import find_recipe
 from builder.staging import publish
 from tests.builder.checkpoints.arrays import arrays_of, same
 from tests.builder.conftest import CONFIG, Builder, Run, spawn, tensors
@@ -119,15 +120,7 @@ def test_meta_shards_are_merged_and_written(builder: Builder, tmp_path: Path) ->
         **{"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4},
         **{"num_key_value_heads": 2, "intermediate_size": 24, "max_position_embeddings": 64},
     }
-    hf = tmp_path / "hf"
-    hf.mkdir()
-    (hf / "config.json").write_text(json.dumps(config))
-    rng = np.random.default_rng(0)
-    arrays = {
-        name: rng.normal(size=shape).astype("f4")
-        for name, shape in FAMILIES["llama"].expected_tensors(config)
-    }
-    save_file(arrays, hf / "model.safetensors", {"format": "pt"})
+    hf = write_hf(tmp_path / "hf", "llama", config)
     meta, back = tmp_path / "meta", tmp_path / "back"
     assert builder("convert", hf, meta, "--to", "meta", "--ranks", "2", "-q").code == 0
     assert entries(meta) == ["SHA256SUMS", "consolidated.00.pth", "consolidated.01.pth"]
@@ -137,6 +130,69 @@ def test_meta_shards_are_merged_and_written(builder: Builder, tmp_path: Path) ->
     assert run.code == 0, run.err
     assert "2 Meta files, llama in meta form" in run.err
     assert (back / "model.safetensors").read_bytes() == (hf / "model.safetensors").read_bytes()
+
+
+def test_bmtrain_there_and_back(builder: Builder, tmp_path: Path) -> None:
+    recipe = find_recipe("fm9g_4b").recipe
+    config = {
+        **recipe.architecture,
+        **{"architectures": ["FM9GForCausalLM"], "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 24, "head_dim": 4},
+    }
+    hf = write_hf(tmp_path / "hf", "fm9g", config)
+    assert builder("convert", hf, tmp_path / "fm9g.pt", "--to", "bmtrain", "-q").code == 0
+    run = builder("convert", tmp_path / "fm9g.pt", tmp_path / "back", "--to", "hf", "--model", hf)
+    assert run.code == 0, run.err
+    assert "torch, fm9g in bmtrain form" in run.err
+    assert (tmp_path / "back/model.safetensors").read_bytes() == (hf / "model.safetensors").read_bytes()
+
+
+def test_experts_for_the_grouped_product_on_two_ranks(builder: Builder, tmp_path: Path) -> None:
+    recipe = find_recipe("telechat2_39b_a12b").recipe
+    config = {
+        **recipe.architecture,
+        **{"architectures": ["TelechatForCausalLM"], "model_type": "telechat", "vocab_size": 40},
+        **{"hidden_size": 16, "n_layer": 2, "n_head": 4, "num_key_value_heads": 2, "ffn_hidden_size": 24},
+    }
+    hf = write_hf(tmp_path / "hf", recipe.family, config)
+    options = ("--to", "mindformers-r1", "--gmm", "--ranks", "2", "--qkv-concat", "-q")
+    assert builder("convert", hf, tmp_path / "ranks", *options).code == 0
+    stacked = arrays_of(tmp_path / "ranks/rank_1/checkpoint_1.ckpt")[
+        "model.layers.0.feed_forward.ffn.w1.weight"
+    ]
+    arrays = load_file(hf / "model.safetensors")
+    one = arrays["transformer.h.0.mlp.local_experts.3.gate_proj.weight"]
+    assert np.array_equal(stacked[3], one[12:].T)
+    run = builder("convert", tmp_path / "ranks", tmp_path / "back", "--to", "hf", "--model", hf)
+    assert run.code == 0, run.err
+    assert (tmp_path / "back/model.safetensors").read_bytes() == (hf / "model.safetensors").read_bytes()
+
+
+def write_hf(folder: Path, family: str, config: dict[str, Any]) -> Path:
+    """A folder as a hub has it, with random weights."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    rng = np.random.default_rng(0)
+    expected = FAMILIES[family].expected_tensors(config)
+    arrays = {name: rng.normal(size=shape).astype("f4") for name, shape in expected}
+    save_file(arrays, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{", "{}", '{"weight_map": {"a": "../b"}}', '{"weight_map": 3}', "7"]
+)
+def test_a_garbled_index_is_a_fault(content: str, source: Path, convert: Convert, tmp_path: Path) -> None:
+    (source / "model.safetensors.index.json").write_text(content)
+    refused(convert(source, tmp_path / "out"), "model.safetensors.index.json is not a weight index")
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"n_head": "four"}', '{"n_head": 0}'])
+def test_a_garbled_config_is_a_fault(content: str, source: Path, builder: Builder, tmp_path: Path) -> None:
+    if content.startswith('{"'):
+        content = json.dumps({**CONFIG, **json.loads(content)})
+    (source / "config.json").write_text(content)
+    refused(builder("convert", source, tmp_path / "out", "--to", "mindformers-r1"), "config.json")
 
 
 def test_training_state_is_left_out_and_named(source: Path, builder: Builder, tmp_path: Path) -> None:
