@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from builder.checkpoints.layouts.families import LAYOUTS
 from builder.checkpoints.layouts.packing import Facts
-from builder.checkpoints.ranks import join_by_strategy, join_roles, share_by_strategy, share_roles
+from builder.checkpoints.ranks import join_by_strategy, join_roles, share_by_strategy, share_roles, split_axis
 from builder.checkpoints.readers.formats import read_tensor_file
 from builder.checkpoints.strategy import Placement, Strategy, read_strategy
 from builder.checkpoints.views import View
@@ -94,6 +94,7 @@ OPTIMIZER = Plan(
 )
 PLANS = {"four": FOUR, "two": TWO, "optimizer": OPTIMIZER}
 MOVES = [(None, "four"), (None, "two"), (None, "optimizer"), ("four", None), ("optimizer", None)]
+FAMILY_MOVE = (None, "family")
 MOVES += [("four", "two"), ("two", "four"), ("four", "optimizer"), ("optimizer", "two")]
 
 _TRANSFORM = """
@@ -113,21 +114,44 @@ for source, target in moves:
 
 
 @pytest.fixture(scope="module")
-def arrays() -> dict[str, NDArray[Any]]:
+def arrays(family_arrays: Arrays) -> dict[str, NDArray[Any]]:
     rng = np.random.default_rng(1)
-    return {name: rng.normal(size=shape).astype("f4") for name, shape in SHAPES.items()}
+    shaped = {name: rng.normal(size=shape).astype("f4") for name, shape in SHAPES.items()}
+    return {**shaped, **family_arrays}
 
 
 @pytest.fixture(scope="module")
-def transformed(arrays: Arrays, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def family_arrays(tmp_path_factory: pytest.TempPathFactory) -> dict[str, NDArray[Any]]:
+    """A small model by the names of mindformers 1.x."""
+    layouts = LAYOUTS["telechat"]
+    views = views_of(random_arrays("telechat"), tmp_path_factory.mktemp("family"))
+    packed = layouts.r1.pack(layouts.hf.unpack(views, FACTS), FACTS)
+    return {name: array_of(view) for name, view in packed.items()}
+
+
+def family_plan(arrays: Arrays) -> Plan:
+    """Two ranks of it: what the family's rules say, as a strategy file says it."""
+    spreads = {}
+    for name, array in arrays.items():
+        found = LAYOUTS["telechat"].r1.find(name)
+        assert found is not None
+        axis = split_axis(found[1])
+        spreads[name] = Spread((2,), tuple(0 if index == axis else -1 for index in range(array.ndim)))
+    return Plan(spreads)
+
+
+@pytest.fixture(scope="module")
+def transformed(arrays: Arrays, family_arrays: Arrays, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which MindSpore made every move."""
     pytest.importorskip("mindspore", reason="MindSpore is not installed")
     folder = tmp_path_factory.mktemp("ranks")
     np.savez(folder / "arrays.npz", **arrays)
-    for name, plan in PLANS.items():
+    for name, plan in {**PLANS, "family": family_plan(family_arrays)}.items():
         (folder / f"{name}.strategy").write_bytes(plan.encoded())
     subprocess.run(
-        [sys.executable, "-c", _TRANSFORM, str(folder), json.dumps(MOVES)], check=True, timeout=100
+        [sys.executable, "-c", _TRANSFORM, str(folder), json.dumps([*MOVES, FAMILY_MOVE])],
+        check=True,
+        timeout=100,
     )
     return folder
 
@@ -153,6 +177,17 @@ def test_agrees_with_mindspore(source: str | None, target: str | None, transform
             {name: array_of(view) for name, view in ours.items()},
             {name: array_of(view) for name, view in theirs.items()},
         )
+
+
+def test_a_familys_rules_agree_with_mindspore(transformed: Path) -> None:
+    whole = _rank_tables(transformed / "None")[0]
+    layout = LAYOUTS["telechat"].r1
+    roles = layout.unpack({name: view for name, view in whole.items() if name not in SHAPES}, FACTS)
+    shared = share_roles(roles, 2, FACTS, whole_embedding=False)
+    expected = _rank_tables(transformed / "None-family")
+    for ours, theirs in zip(shared, expected, strict=True):
+        table = {name: array_of(view) for name, view in layout.pack(ours, FACTS.of_rank(2)).items()}
+        assert same(table, {name: array_of(theirs[name]) for name in table})
 
 
 @st.composite
