@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from builder.checkpoints.arrangements import Replicas, cut, stacked
 from builder.checkpoints.layouts.base import Role
@@ -42,7 +43,18 @@ def join_roles(ranks: Sequence[Roles], facts: Facts, meta: bool = False) -> dict
             strange = sorted(f"{role.part} of layer {role.layer}" for role in roles.keys() ^ ranks[0].keys())
             message = f"rank {number} and rank 0 hold different tensors: {listed(strange)}"
             raise Fault(FaultKind.INVALID_MODEL, message, _OTHER)
+    if facts.vocab is None:
+        facts = replace(facts, vocab=_tokens(ranks))
     return {role: _join_role(role, [roles[role] for roles in ranks], facts, meta) for role in ranks[0]}
+
+
+def _tokens(ranks: Sequence[Roles]) -> int:
+    """The size of the vocabulary, by the rows of the head, which all ranks share."""
+    heads = [view for role, view in ranks[0].items() if role.part == "head" and view.shape]
+    if not heads:
+        message = "the ranks have no head that tells the size of the vocabulary"
+        raise Fault(FaultKind.INVALID_REQUEST, message, "name the model with --model")
+    return heads[0].shape[0] * len(ranks)
 
 
 def _join_role(role: Role, parts: list[View], facts: Facts, meta: bool) -> View:
@@ -60,7 +72,7 @@ def _embedding_axis(parts: list[View], facts: Facts, meta: bool) -> int | None:
     rows, width = parts[0].shape if len(parts[0].shape) == 2 else (0, 0)
     if meta:
         return 1 if facts.hidden is not None and width != facts.hidden else 0
-    return None if facts.vocab is not None and rows == facts.vocab else 0
+    return None if rows == facts.vocab else 0
 
 
 def share_roles(roles: Roles, ranks: int, facts: Facts, whole_embedding: bool) -> list[dict[Role, View]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from builder.checkpoints.arrangements import Cast
 from builder.checkpoints.dtypes import DTYPES, FLOATS
@@ -21,6 +22,7 @@ from builder.conversion.order import ConvertOrder
 from builder.conversion.subject import Subject
 from contract.faults import Fault, FaultKind, fault_of_problems
 
+Key = TypeVar("Key")
 _NO_FLOATS = "take unquantised weights; integers cannot be converted"
 
 
@@ -51,13 +53,14 @@ def plan_conversion(source: Source, subject: Subject, order: ConvertOrder) -> Co
     found = detect(ranks[0], family, facts.of_rank(len(ranks)))
     layout = found[0][1]
     unpacked = [layout.unpack(tensors, facts.of_rank(len(ranks))) for tensors in ranks]
-    roles = join_roles(unpacked, facts, source.meta)
+    roles = _cast(join_roles(unpacked, facts, source.meta), order.dtype)
     check_weights(roles, subject, str(source.path))
     target = _target_layout(order, found, family) if order.to is not None else layout
     tables = _packed(roles, target, facts, order)
     ignored = [name for name in ranks[0] if layout.is_ignored(name)]
-    dtyped = tuple(_cast(table, order.dtype) for table in tables)
-    return Conversion(dtyped, f"{source.form}, {found[0][0]} in {layout.name} form", (*left_out, *ignored))
+    return Conversion(
+        tuple(tables), f"{source.form}, {found[0][0]} in {layout.name} form", (*left_out, *ignored)
+    )
 
 
 def _packed(
@@ -134,7 +137,7 @@ def _check_layers(roles: Mapping[Role, View], where: str) -> None:
         raise Fault(FaultKind.INVALID_MODEL, message, "fetch the whole checkpoint again")
 
 
-def _cast(tensors: Mapping[str, View], dtype: str | None) -> Mapping[str, View]:
+def _cast(tensors: Mapping[Key, View], dtype: str | None) -> Mapping[Key, View]:
     if dtype is None:
         return tensors
     code = DTYPES[dtype]

@@ -104,6 +104,12 @@ class Layout:
 def _assembled(name: str, entry: Entry, roles: Mapping[Role, View], facts: Facts) -> View:
     """One tensor of its plain matrices. Raises ``Fault`` when one is missing."""
     first = next(iter(roles))
+    dtypes = sorted({view.dtype for view in roles.values()})
+    if len(dtypes) > 1:
+        message = f"{name} would be put together of {' and '.join(dtypes)}"
+        raise Fault(
+            FaultKind.UNSUPPORTED, message, "convert all weights to one type: builder convert --dtype"
+        )
     if entry.packing in _STACKS:
         return _stack_experts(entry.packing, list(roles.values()), first.kind)
     by_part = {role.part: view for role, view in roles.items()}

@@ -281,6 +281,18 @@ def test_what_cannot_be_shared_evenly_is_a_fault(tmp_path: Path) -> None:
         share_roles(roles, 4, Facts(), whole_embedding=False)
 
 
+@pytest.mark.parametrize("whole_embedding", [False, True])
+def test_the_head_tells_whether_the_embedding_is_whole(whole_embedding: bool, tmp_path: Path) -> None:
+    arrays = random_arrays("llama")
+    hf = LAYOUTS["llama"].hf
+    shared = share_roles(hf.unpack(views_of(arrays, tmp_path), FACTS), 2, FACTS, whole_embedding)
+    joined = hf.pack(join_roles(shared, Facts()), Facts())
+    assert np.array_equal(array_of(joined["model.embed_tokens.weight"]), arrays["model.embed_tokens.weight"])
+    headless = [{role: view for role, view in held.items() if role.part != "head"} for held in shared]
+    with pytest.raises(Fault, match="no head that tells the size of the vocabulary"):
+        join_roles(headless, Facts())
+
+
 def test_ranks_that_do_not_belong_together_are_a_fault(tmp_path: Path) -> None:
     arrays = random_arrays("llama")
     hf = LAYOUTS["llama"].hf

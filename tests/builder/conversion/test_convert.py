@@ -260,6 +260,17 @@ def test_bad_weights_are_refused_and_nothing_is_written(
     assert not (tmp_path / "new").exists()
 
 
+def test_weights_of_several_types_are_put_together_when_one_is_asked_for(
+    source: Path, convert: Convert, tmp_path: Path
+) -> None:
+    name = "transformer.h.0.self_attention.query.weight"
+    edited(source, lambda arrays: arrays.update({name: arrays[name].astype("f2")}))
+    arguments = (source, tmp_path / "a.ckpt", "--to", "mindformers-r1", "--qkv-concat")
+    refused(convert(*arguments), "model.layers.0.attention.w_qkv.weight would be put together of F16 and F32")
+    assert convert(*arguments, "--dtype", "float32").code == 0
+    assert arrays_of(tmp_path / "a.ckpt")["model.layers.0.attention.w_qkv.weight"].dtype == np.float32
+
+
 def test_nonfinite_weights_pass_when_allowed(source: Path, convert: Convert, tmp_path: Path) -> None:
     edited(source, BAD["nan"][0])
     assert convert(source, tmp_path / "a.ckpt", "--to", "mindformers-r1", "--allow-nonfinite").code == 0
