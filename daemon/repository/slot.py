@@ -152,11 +152,16 @@ class VersionSlot(Generic[T]):
     async def _build_unchecked(self) -> Loaded[T]:
         self._report_progress(0.0, "checking files")
         spec = self._parts.spec_of(self.on_disk)
-        attachment = await self._parts.prepare(self.on_disk)
         backend = self._parts.make_backend(spec)
+        # At the same time: an engine takes a second to start, a tokenizer a quarter to read.
+        preparing = asyncio.ensure_future(self._parts.prepare(self.on_disk))
+        loading = asyncio.ensure_future(backend.load(spec, self._report_progress))
         try:
-            info = await backend.load(spec, self._report_progress)
+            await asyncio.wait({preparing, loading}, return_when=asyncio.FIRST_EXCEPTION)
+            attachment = await preparing  # what is wrong with the folder explains why it cannot be loaded
+            info = await loading
         except BaseException:
+            await _given_up(preparing, loading)
             await _end(backend)
             raise
         return Loaded(spec, backend, info, attachment)
@@ -228,6 +233,12 @@ def _max_input_tokens(serving: Serving | None, info: ModelInfo | None) -> int:
         return 0
     limit = serving.limits.max_input_tokens
     return min(limit, info.context_len - 1) if info else limit
+
+
+async def _given_up(*tasks: asyncio.Future[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _end(backend: ManagedBackend) -> None:

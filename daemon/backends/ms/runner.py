@@ -7,6 +7,7 @@ network is compiled once, for ``max_rows`` rows: its operators compute only the 
 from __future__ import annotations
 
 import functools
+import gc
 import importlib.util
 import os
 import sys
@@ -254,12 +255,16 @@ def _check_options(options: RunnerOptions) -> None:
 @functools.cache  # MindSpore accepts these settings once a process
 def _set_up_mindspore() -> None:
     os.environ.setdefault("GLOG_v", "3")  # errors only; read when MindSpore is first imported
+    gc.disable()  # MindSpore makes half a million objects that live as long as the process
     try:
         import mindspore
     except ImportError as error:
         message = f"MindSpore cannot be imported: {_first_line(error)}"
         hint = "pip install 'mindport[ms]' gets it for x86-64; Arm needs the wheel from www.mindspore.cn"
         raise Fault(FaultKind.INVALID_CONFIG, message, hint) from error
+    finally:
+        gc.freeze()
+        gc.enable()
 
     mindspore.set_device("CPU")
     mindspore.set_context(mode=mindspore.GRAPH_MODE)

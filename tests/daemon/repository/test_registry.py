@@ -62,6 +62,20 @@ def states(of: Registry[str]) -> dict[str, State]:
     return {f"{one.name}@{one.version}": one.state for one in of.models()}
 
 
+async def test_what_is_wrong_with_the_folder_is_told_before_what_the_engine_says(tmp_path: Path) -> None:
+    write_model(tmp_path, "m", backend="broken")
+
+    async def refuse(on_disk: VersionOnDisk) -> str:
+        await asyncio.sleep(0.01)
+        raise Fault(FaultKind.VERIFICATION_FAILED, "a file is damaged")
+
+    backends = FakeBackends()
+    models = Registry(RegistryConfig(repositories=[tmp_path]), backends, refuse)
+    (fault,) = await models.start()
+    assert fault.kind is FaultKind.VERIFICATION_FAILED
+    assert backends.last("m").unloaded
+
+
 async def test_start_loads_the_highest_version_of_each(tmp_path: Path) -> None:
     for version in ("1", "2", "10"):
         write_model(tmp_path, "m", version=version)
