@@ -129,6 +129,10 @@ class Engine(ABC):
         if process is not None:
             process.stop()
 
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.is_running
+
     def peak_bytes(self) -> int:
         return self._process.peak_bytes() if self._process is not None else 0
 

@@ -84,9 +84,9 @@ class Process:
             if pipe is not None:
                 pipe.close()
 
-    def members(self) -> list[int]:
-        """The command and all that it started."""
-        return family_of(self._process.pid)
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
 
     def peak_bytes(self) -> int:
         """Peak memory of the command and all that it started, together."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -86,7 +87,7 @@ class Visitor:
         if visit.values.get("others_share", 0) > DISTURBED:
             self.say(f"  others took {visit.values['others_share']:.0f} % of its CPUs: once more")
             again = self._peer(engine, number)
-            visit = min((visit, again), key=lambda made: made.values.get("others_share", 100.0))
+            visit = min((visit, again), key=_flaws)
         self.diary.add(visit)
 
     def visit(
@@ -129,25 +130,37 @@ class Visitor:
         return visit
 
     def _started(self, visit: Visit, engine: Engine, phases: list[Phase]) -> None:
-        """What was measured before a phase fails is kept."""
-        options, doing = self.setting.options, "start: "
-        wait_for_quiet(options.cpus)
+        """A phase that fails costs its own figures, and those of the others only if the engine ended."""
+        wait_for_quiet(self.setting.options.cpus)
         visit.values["load"] = os.getloadavg()[0]
         begin = time.perf_counter()
         try:
-            engine.start()
+            if not self._attempt(visit, "start", engine.start):
+                return
             visit.values["cold_start_s"] = time.perf_counter() - begin
-            with _watch_others(engine, options.cpus, visit.values):
+            with _watch_others(engine, self.setting.options.cpus, visit.values):
                 for name, phase in phases:
-                    doing = f"{name}: " if name else ""
-                    visit.values |= phase()
-        except (EngineError, KeyError, IndexError, TypeError, ValueError) as error:
-            visit.problem = f"{doing}{error}"
-            self.say(f"  {visit.problem}")
+                    if not self._attempt(visit, name, phase) and not engine.is_running:
+                        break
+            visit.values["peak_mb"] = engine.peak_bytes() / 1e6
         finally:
-            if engine.peak_bytes():
-                visit.values["peak_mb"] = engine.peak_bytes() / 1e6
             engine.stop()
+
+    def _attempt(self, visit: Visit, name: str, phase: Callable[[], dict[str, float] | None]) -> bool:
+        """Whether the phase succeeded; the first problem is noted."""
+        try:
+            visit.values |= phase() or {}
+        except (EngineError, KeyError, IndexError, TypeError, ValueError) as error:
+            problem = f"{name}: {error}" if name else str(error)
+            visit.problem = visit.problem or problem
+            self.say(f"  {problem}")
+            return False
+        return True
+
+
+def _flaws(visit: Visit) -> tuple[bool, float]:
+    """Least for the visit to keep."""
+    return bool(visit.problem), visit.values.get("others_share", 100.0)
 
 
 def wait_for_quiet(cpus: tuple[int, ...]) -> None:
@@ -163,9 +176,15 @@ def wait_for_quiet(cpus: tuple[int, ...]) -> None:
 @contextmanager
 def _watch_others(engine: Engine, cpus: tuple[int, ...], values: dict[str, float]) -> Iterator[None]:
     """How much of the CPUs went to others meanwhile: the first thing to look at when figures surprise."""
-    begin, busy, own = time.perf_counter(), busy_seconds(cpus), engine.cpu_seconds()
+    begin, busy, own = time.perf_counter(), busy_seconds(cpus), _own_seconds(engine)
     try:
         yield
     finally:
-        others = busy_seconds(cpus) - busy - (engine.cpu_seconds() - own)
+        others = busy_seconds(cpus) - busy - (_own_seconds(engine) - own)
         values["others_share"] = max(0.0, 100 * others / (len(cpus) * (time.perf_counter() - begin)))
+
+
+def _own_seconds(engine: Engine) -> float:
+    """Of the engine, and of the program that measures the bounds, which runs on the same CPUs."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return engine.cpu_seconds() + children.ru_utime + children.ru_stime

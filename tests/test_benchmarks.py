@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from benchmarks import goals, options, plot, processes, report, table
+from benchmarks import goals, options, plot, processes, report, table, visits
 from benchmarks.__main__ import ENGINES, prepare, repeatable
 from benchmarks.engines import Setting
 from benchmarks.goals import Goal
@@ -464,6 +464,50 @@ def test_bars_are_to_scale() -> None:
 
 
 # Visits.
+
+
+class Scripted(MindPort):
+    """Needs no process; one phase fails."""
+
+    is_stalled = has_footprint = has_prefix_cache = False
+    runs = True
+
+    @property
+    def is_running(self) -> bool:
+        return self.runs
+
+    def weight_bytes(self) -> float:
+        return 1.0
+
+    def start(self) -> None:
+        pass
+
+    def greedy(self, prompt: list[int], max_tokens: int) -> list[str]:
+        return ["a"]
+
+    def generate(self, prompts: list[list[int]], max_tokens: int) -> list[Answer]:
+        if max_tokens == 1:
+            raise EngineError("no prefill")
+        return [Answer(0.0, [float(token) for token in range(1, max_tokens + 1)], max_tokens)] * len(prompts)
+
+
+@pytest.mark.parametrize("runs", [True, False], ids=["it goes on", "it ended"])
+def test_a_phase_that_fails_costs_its_own_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: bool
+) -> None:
+    monkeypatch.setattr(visits, "measure_bounds", lambda options: Bounds(**BOUNDS))
+    monkeypatch.setattr(visits, "wait_for_quiet", lambda cpus: None)
+    monkeypatch.setattr(Scripted, "runs", runs)
+    diary = Diary.open(tmp_path / "visits.jsonl", resume=False)
+    Visitor(setting_in(tmp_path), diary, lambda text: None).round(
+        Scripted(setting_in(tmp_path), "float32"), 0
+    )
+    (visit,) = diary.visits
+    assert visit.problem == "prefill of 1024: no prefill"
+    assert visit.values["decode_per_s"] == 1.0
+    assert visit.values["read_gb_s"] == 30.0
+    assert ("output_per_s_8" in visit.values) is runs
+    assert visit.greedy == [["a"]] * 4
 
 
 def test_a_run_goes_on_where_it_was_cut_short(tmp_path: Path) -> None:
