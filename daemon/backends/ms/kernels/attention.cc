@@ -192,7 +192,10 @@ float whole_scale(const float* x, int64_t n) {
   return kernels().finite(x, n) ? largest / 127.0f : NAN;
 }
 
-int8_t whole(float x, float inverse) { return static_cast<int8_t>(std::nearbyint(x * inverse)); }
+int8_t whole(float x, float inverse) {
+  constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  return static_cast<int8_t>((x * inverse + kMagic) - kMagic);
+}
 
 }  // namespace
 

@@ -249,7 +249,7 @@ void mixture(Block& block, const float* x, float* out) {
 
 // One over the length of each row of the table, computed once.
 static const float* inverse_lengths(Block& block, const Matrix& table) {
-  auto& lengths = block.vectors[in_bias];
+  auto& lengths = block.vectors[row_factors];
   if (lengths.empty()) {
     lengths.resize(static_cast<size_t>(table.rows()));
     ThreadPool::instance().each(table.panels(), 1, [&](int64_t first, int64_t last, int) {

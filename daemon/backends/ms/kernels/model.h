@@ -26,6 +26,7 @@ enum VectorSlot {
   query_norm = 5,
   key_norm = 6,
   rotary_factors = 7,
+  row_factors = 1,  // of a head
   vector_slots = 8
 };
 // Each expert of a mixture has a set of these slots of its own, after those of the block.

@@ -246,6 +246,31 @@ def test_any_chunking_any_isa_any_threads_gives_the_same_bits(
     assert all(np.array_equal(results[0], result) for result in results)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rotary": 64},
+        {"rotary": 0, "slopes": [0.7**head for head in range(16)]},
+        {"rotary": 64, "window": 1700},
+    ],
+    ids=["rotary", "alibi", "window"],
+)
+@pytest.mark.parametrize("kv_dtype", CACHE_FORMATS)
+def test_a_long_context_spread_over_threads_gives_the_bits_of_one(
+    kernels: Kernels, kv_dtype: str, options: dict[str, Any]
+) -> None:
+    """Few rows that see much: their chunks are computed apart and joined in order."""
+    x, blocks = inputs(2300), table(6, 144)
+    with Layer(kernels, heads=16, kv_heads=1, dim=64, kv_dtype=kv_dtype, **options) as layer:
+        kernels.threads = 1
+        expected = layer.step([(x, 0, blocks)])
+        for threads in (2, 3, 8):
+            kernels.threads = threads
+            one = layer.step([(x[2299:], 2299, blocks)])
+            two = layer.step([(x[2200:2203], 2200, blocks), (x[700:701], 700, blocks)])
+            assert np.array_equal(np.concatenate([one, two]), expected[[2299, 2200, 2201, 2202, 700]])
+
+
 @pytest.mark.parametrize("kv_dtype", CACHE_FORMATS)
 def test_a_copied_block_continues_alike(kernels: Kernels, kv_dtype: str) -> None:
     x = inputs(33)
