@@ -279,12 +279,16 @@ void models(Output& output) {
   const Shape shapes[] = {{4, 2, 16, 16, 0, false, true, false, true},
                           {3, 1, 20, 10, 100, false, false, true, false},
                           {5, 5, 8, 0, 0, true, false, false, false}};
-  const Format caches[] = {float32, bfloat16, float16};
-  for (size_t i = 0; i < sizeof kinds / sizeof *kinds; ++i) {
-    const Format cache = caches[i % 3];
-    const int64_t prompt = i < 3 ? 541 : 69;  // the longer ones beyond a chunk of attention
-    check(mp_set_threads(i == 0 ? 3 : 1));
-    Decoder(kinds[i], shapes[i % 3], cache).run(output, "model/" + kinds[i].name() + "/" + format_names[cache], prompt);
+  const struct {
+    size_t kind, shape;
+    Format cache;
+    int64_t prompt;  // the longer ones beyond a chunk of attention
+  } cases[] = {{0, 0, float32, 541}, {1, 1, bfloat16, 541}, {2, 2, float16, 541}, {3, 0, int8, 541},
+               {4, 1, int8, 133},    {5, 2, int8, 69},      {6, 1, float32, 69}};
+  for (const auto& one : cases) {
+    check(mp_set_threads(one.kind == 0 ? 3 : 1));
+    const std::string name = "model/" + kinds[one.kind].name() + "/" + format_names[one.cache];
+    Decoder(kinds[one.kind], shapes[one.shape], one.cache).run(output, name, one.prompt);
   }
 }
 
