@@ -9,6 +9,7 @@ namespace {
 constexpr bool kSignedBytes = true;
 constexpr bool kNarrowSums = true;
 constexpr int kWholeTileRows = 4;
+constexpr int kManyRows = 6, kManyWidth = 1;
 constexpr int whole_width(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 
 // A weight as magnitude and sign: 2 * 128 * 127 fits where 2 * 255 * 127 would not.

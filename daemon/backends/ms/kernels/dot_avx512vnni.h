@@ -13,11 +13,13 @@ using U = I;  // weights as they are
 constexpr bool kSignedBytes = false;
 constexpr bool kNarrowSums = false;
 constexpr int kWholeTileRows = 12;
+constexpr int kManyRows = 12, kManyWidth = 2;
 constexpr int whole_width(int rows) { return rows <= 5 ? 4 : 2; }
 
 inline I i_set1(int32_t x) { return _mm512_set1_epi32(x); }
 inline I word(const int32_t* p) { return i_set1(*p); }
 inline I i_load(const uint8_t* p) { return _mm512_loadu_si512(p); }
+inline void i_store(uint8_t* p, I a) { _mm512_storeu_si512(p, a); }
 inline U load_bytes(const uint8_t* p) { return i_load(p); }
 inline I low_nibbles(I raw) { return _mm512_and_si512(raw, _mm512_set1_epi32(0x0f0f0f0f)); }
 inline I high_nibbles(I raw) { return _mm512_and_si512(_mm512_srli_epi32(raw, 4), _mm512_set1_epi32(0x0f0f0f0f)); }

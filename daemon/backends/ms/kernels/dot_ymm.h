@@ -13,6 +13,7 @@ using I = __m256i;
 inline I i_set1(int32_t x) { return _mm256_set1_epi32(x); }
 inline I word(const int32_t* p) { return i_set1(*p); }
 inline I i_load(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+inline void i_store(uint8_t* p, I a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
 inline I low_nibbles(I raw) { return _mm256_and_si256(raw, _mm256_set1_epi8(15)); }
 inline I high_nibbles(I raw) { return _mm256_and_si256(_mm256_srli_epi32(raw, 4), _mm256_set1_epi8(15)); }
 inline W to_float(I a) { return _mm256_cvtepi32_ps(a); }

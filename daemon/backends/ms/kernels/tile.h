@@ -32,7 +32,8 @@ struct Ahead {
   const char* line;
   int64_t step;
   explicit Ahead(const Tile& t)
-      : line(static_cast<const char*>(t.ahead != nullptr ? t.ahead : t.a)), step(t.ahead != nullptr ? t.ahead_step : 0) {}
+      : line(static_cast<const char*>(t.ahead != nullptr ? t.ahead : t.a)),
+        step(t.ahead != nullptr ? t.ahead_step : 0) {}
   void fetch() {
     __builtin_prefetch(line, 0, 2);
     line += step;

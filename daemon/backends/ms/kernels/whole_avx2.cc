@@ -3,10 +3,12 @@
 #include "dot_avx2.h"
 // order matters: the dot product first
 #include "whole_tile.h"
+#include "form_avx2.h"
+#include "whole_many.h"
 
 namespace mindport {
 const WholeTable* whole_avx2() {
-  static constexpr WholeTable table = make_whole_table();
+  static constexpr WholeTable table = make_many_table();
   return &table;
 }
 }  // namespace mindport

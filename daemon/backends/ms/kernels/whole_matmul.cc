@@ -1,6 +1,7 @@
 #include "whole_matmul.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "threadpool.h"
 #include "whole_table.h"
@@ -11,27 +12,49 @@ namespace {
 constexpr int64_t kDepthBlocks = 16;  // blocks of 32 columns per pass over several tiles of rows: two panels of them
                                       // stay in the first-level cache
 constexpr int64_t kRowsAtOnce = 240;  // rows per task, so that their columns of a pass stay in the second-level cache
-constexpr int64_t kPanelsAtOnce = 8;  // panels per task of the blocked product
+constexpr int64_t kPanelsAtOnce = 8;  // most panels per task of the blocked product
+constexpr int64_t kTasksAThread = 8;  // that there should be for an even finish
 constexpr int64_t kDirectTiles = 3;   // tiles of rows up to which weights stream through once
 constexpr int64_t kWorthForking = 256 << 10;  // bytes of weights that one thread reads as fast as two that must meet
 constexpr int64_t kRoundingCost = 8;  // of an activation, in multiply-adds of whole numbers
 
 int log2_of(int64_t width) { return width == 4 ? 2 : width == 2 ? 1 : 0; }
 
+// Weights of a block of columns in the form for many rows, in a buffer of the worker.
+class Expander {
+ public:
+  static Expander& instance() {
+    static Expander expander;
+    return expander;
+  }
+  void reserve(int workers) { buffers_.resize(std::max(buffers_.size(), static_cast<size_t>(workers))); }
+  uint8_t* room(int worker, int64_t bytes) {
+    return reinterpret_cast<uint8_t*>(buffers_[static_cast<size_t>(worker)].at_least(static_cast<size_t>(bytes / 4)));
+  }
+
+ private:
+  std::vector<Memory> buffers_;
+};
+
 class WholeProduct {
  public:
   WholeProduct(const Matrix& weights, int64_t m, float* c, int64_t c_row,
                const std::function<void(const Region&)>& finish)
       : weights_(weights), m_(m), c_(c), c_row_(c_row), finish_(finish), table_(whole_kernels()),
-        tiles_((m + table_.tile_rows - 1) / table_.tile_rows), blocks_(weights.depth() / kBlock),
-        group_blocks_(weights.grouping().size / kBlock) {
-    static Memory rounded;
+        many_(table_.many[weights.format() == Format::int8 ? 0 : 1]),
+        is_many_(m > table_.tile_rows && many_.tile_rows > 0),
+        tile_rows_(is_many_ ? many_.tile_rows : table_.tile_rows), tiles_((m + tile_rows_ - 1) / tile_rows_),
+        blocks_(weights.depth() / kBlock), group_blocks_(weights.grouping().size / kBlock) {
+    static Memory rounded, widened;
     rounded_ = reinterpret_cast<int32_t*>(rounded.at_least(static_cast<size_t>(m * row_words())));
+    if (is_many_) Expander::instance().reserve(ThreadPool::instance().size());
+    if (is_many_ && many_.rows != nullptr)
+      widened_ = reinterpret_cast<int32_t*>(widened.at_least(static_cast<size_t>(m * blocks_ * many_.block_words)));
   }
 
   void run(const float* a, int64_t a_row) {
     round(a, a_row);
-    if (tiles_ > kDirectTiles) blocked();
+    if (is_many_ || tiles_ > kDirectTiles) blocked();
     else direct();
   }
 
@@ -46,6 +69,8 @@ class WholeProduct {
     return {words, reinterpret_cast<float*>(scales), scales + weights_.groups() * rows_of(tile)};
   }
 
+  int32_t* widened(int64_t tile) const { return widened_ + first_row(tile) * blocks_ * many_.block_words; }
+
   void round(const float* a, int64_t a_row) const {
     const int half_range = weights_.format() == Format::int8 ? 128 : 8;
     const int64_t cost = weights_.cols() * (m_ / tiles_) * kRoundingCost;
@@ -55,6 +80,7 @@ class WholeProduct {
         for (int64_t r = 0; r < rows_of(t); ++r)
           table_.round_row(a + (first_row(t) + r) * a_row, weights_.cols(), weights_.grouping().size, half_range,
                            rows_of(t), {to.words + r, to.scales + r, to.offsets + r});
+        if (widened_ != nullptr) many_.rows(to.words, weights_.depth() / 4, rows_of(t), widened(t));
       }
     });
   }
@@ -82,13 +108,19 @@ class WholeProduct {
 
   // Many rows: a block of columns at a time, so that weights and activations stay in the caches.
   void blocked() const {
-    const int64_t groups = (m_ + kRowsAtOnce - 1) / kRowsAtOnce, per_column = round_up(kPanelsAtOnce, weights_.parts());
+    auto& pool = ThreadPool::instance();
+    const int64_t groups = (m_ + kRowsAtOnce - 1) / kRowsAtOnce;
+    const int64_t even = weights_.panels() * groups / (kTasksAThread * pool.size());
+    const int64_t wanted = std::clamp(even, int64_t{2}, kPanelsAtOnce);
+    const int64_t per_column = round_up(wanted, std::max<int64_t>(2, weights_.parts()));
     const int64_t columns = (weights_.panels() + per_column - 1) / per_column;
-    ThreadPool::instance().each(groups * columns, 1, [&](int64_t first, int64_t last, int) {
+    pool.each(groups * columns, 1, [&](int64_t first, int64_t last, int worker) {
       for (int64_t i = first; i < last; ++i) {
         const int64_t group = i / columns, column = i % columns;
-        task(tiles_ * group / groups, tiles_ * (group + 1) / groups, column * per_column,
-             std::min(weights_.panels(), (column + 1) * per_column));
+        const int64_t tile0 = tiles_ * group / groups, tile1 = tiles_ * (group + 1) / groups;
+        const int64_t panel0 = column * per_column, panel1 = std::min(weights_.panels(), (column + 1) * per_column);
+        if (is_many_) many_task(tile0, tile1, panel0, panel1, worker);
+        else task(tile0, tile1, panel0, panel1);
       }
     });
   }
@@ -106,15 +138,63 @@ class WholeProduct {
     if (finish_) finish_({first_row(tile0), first_row(tile1), panel0, panel1});
   }
 
+  struct Piece {
+    int64_t panel, width, block, count;
+  };
+
+  void many_task(int64_t tile0, int64_t tile1, int64_t panel0, int64_t panel1, int worker) const {
+    const int64_t depth = round_up(kDepthBlocks, group_blocks_);
+    const auto at = [&](int64_t panel, int64_t block) {
+      return Piece{panel, panel1 - panel >= many_.width ? many_.width : 1, block, std::min(depth, blocks_ - block)};
+    };
+    for (Piece piece = at(panel0, 0), next; piece.block < blocks_; piece = next) {
+      const bool last = piece.panel + piece.width >= panel1;
+      next = last ? at(panel0, piece.block + piece.count) : at(piece.panel + piece.width, piece.block);
+      multiply_many(piece, next, tile0, tile1, worker);
+    }
+    if (finish_) finish_({first_row(tile0), first_row(tile1), panel0, panel1});
+  }
+
+  int64_t block_bytes() const { return weights_.scales_at() / blocks_; }
+  const uint8_t* block_at(int64_t panel, int64_t block) const {
+    return static_cast<const uint8_t*>(weights_.panel(panel)) + block * block_bytes();
+  }
+  const uint8_t* scales_at(int64_t panel, int64_t group) const {
+    return static_cast<const uint8_t*>(weights_.panel(panel)) + weights_.scales_at() +
+           group * kLanes * element_bytes(weights_.grouping().scales);
+  }
+
+  // Each tile fetches a panel of the next piece.
+  void multiply_many(const Piece& piece, const Piece& next, int64_t tile0, int64_t tile1, int worker) const {
+    const int64_t group = piece.block / group_blocks_;
+    const uint8_t* b = block_at(piece.panel, piece.block);
+    int64_t b_panel = weights_.panel_bytes();
+    if (many_.weights != nullptr) {
+      b_panel = piece.count * many_.block_bytes;
+      uint8_t* room = Expander::instance().room(worker, piece.width * b_panel);
+      for (int64_t i = 0; i < piece.width; ++i)
+        many_.weights(block_at(piece.panel + i, piece.block), piece.count, room + i * b_panel);
+      b = room;
+    }
+    for (int64_t t = tile0; t < tile1; ++t) {
+      const int64_t rows = rows_of(t), panel = next.panel + t - tile0;
+      const WholeRows a = this->rows(t);
+      const bool fetch = next.count > 0 && panel < next.panel + next.width;
+      many_.tile[rows][piece.width > 1](
+          {{(widened_ != nullptr ? widened(t) : a.words) + piece.block * many_.block_words * rows,
+            a.scales + group * rows, a.offsets + group * rows},
+           b, scales_at(piece.panel, group), weights_.grouping().scales, b_panel, weights_.panel_bytes(), piece.count,
+           group_blocks_, c_ + first_row(t) * c_row_ + piece.panel * kLanes, c_row_, piece.block > 0,
+           fetch ? block_at(panel, next.block) : nullptr, block_bytes() / many_.block_words});
+    }
+  }
+
   void multiply(int64_t tile, int64_t panel, int64_t width, int64_t block, int64_t count) const {
     const int64_t rows = rows_of(tile), group = block / group_blocks_;
     const WholeRows a = this->rows(tile);
-    const auto* b = static_cast<const uint8_t*>(weights_.panel(panel));
-    const int64_t block_bytes = weights_.scales_at() / blocks_;
-    const Format scales = weights_.grouping().scales;
     tile_functions(rows)[log2_of(width)](
         {{a.words + block * kBlock / 4 * rows, a.scales + group * rows, a.offsets + group * rows},
-         b + block * block_bytes, b + weights_.scales_at() + group * kLanes * element_bytes(scales), scales,
+         block_at(panel, block), scales_at(panel, group), weights_.grouping().scales, weights_.panel_bytes(),
          weights_.panel_bytes(), count, group_blocks_, c_ + first_row(tile) * c_row_ + panel * kLanes, c_row_,
          block > 0});
   }
@@ -125,8 +205,11 @@ class WholeProduct {
   int64_t c_row_;
   const std::function<void(const Region&)>& finish_;
   const WholeTable& table_;
-  int64_t tiles_, blocks_, group_blocks_;
+  const WholeMany& many_;
+  bool is_many_;
+  int64_t tile_rows_, tiles_, blocks_, group_blocks_;
   int32_t* rounded_ = nullptr;
+  int32_t* widened_ = nullptr;  // the words of activations in the form for many rows, or null
 };
 
 }  // namespace

@@ -25,13 +25,26 @@ struct WholeTile {
   const uint8_t* scales;
   Format scale_format;
   int64_t b_panel;       // bytes between panels
+  int64_t scale_panel;   // bytes between the scales of panels
   int64_t blocks;        // of 32 columns, beginning at a group
   int64_t group_blocks;  // blocks of a group; the last group may have fewer
   float* c;
   int64_t c_row;
   bool resume;           // continue from C rather than from zero
+  const void* ahead = nullptr;  // memory to fetch meanwhile, or null (many rows): a line for each word of a row
+  int64_t ahead_step = 0;       // bytes between those lines
 };
 using WholeFunction = void (*)(const WholeTile&);
+
+// For many rows: weights, and words of activations, are first brought into another form.
+struct WholeMany {
+  int tile_rows, width;     // most rows and panels a tile takes; 0 rows: there is no such form
+  int64_t block_bytes;      // of 32 columns of a panel
+  int64_t block_words;      // of 32 columns of a row
+  void (*weights)(const uint8_t* b, int64_t blocks, uint8_t* out);                     // null: they stay as they are
+  void (*rows)(const int32_t* words, int64_t count, int64_t rows, int32_t* out);       // null: they stay as they are
+  WholeFunction tile[kWholeRows + 1][2];  // by rows; one panel, or `width`
+};
 
 struct WholeTable {
   int tile_rows;                                             // most rows a tile takes
@@ -39,6 +52,7 @@ struct WholeTable {
   // Rounds one row of `n` columns to whole numbers and writes it as row 0 of `rows` rows of `out`. Infinite or NaN
   // values make the scale of their group NaN.
   void (*round_row)(const float* x, int64_t n, int64_t group, int half_range, int64_t rows, const WholeRows& out);
+  WholeMany many[2];                                         // 8 and 4 bits
 };
 
 // Null where the compiler does not know the instructions.

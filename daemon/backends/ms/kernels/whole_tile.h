@@ -15,6 +15,19 @@ inline W load_scale(const uint8_t* p, Format format, int64_t index) {
   return format == Format::bfloat16 ? w_load_bfloat16(half) : w_load_float16(half);
 }
 
+// Where a tile fetches what is wanted next: a line a step, or the same harmless one over and over.
+struct Fetch {
+  const char* line;
+  int64_t step;
+  explicit Fetch(const WholeTile& t)
+      : line(static_cast<const char*>(t.ahead != nullptr ? t.ahead : t.a.words)),
+        step(t.ahead != nullptr ? t.ahead_step : 0) {}
+  void next() {
+    __builtin_prefetch(line, 0, 2);
+    line += step;
+  }
+};
+
 template <int M, int P>
 struct Sums {
   I s[M][P][kRegisters];
@@ -135,7 +148,7 @@ __attribute__((always_inline)) inline void join_group(const WholeTile& t, int64_
   for (int p = 0; p < P; ++p)
 #pragma GCC unroll 16
     for (int n = 0; n < kRegisters; ++n) {
-      const W scale = load_scale(t.scales + p * t.b_panel, t.scale_format, group * 16 + n * L);
+      const W scale = load_scale(t.scales + p * t.scale_panel, t.scale_format, group * 16 + n * L);
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) {
         const W factor = w_mul(scale, w_set1(a_scale[m]));

@@ -1,0 +1,122 @@
+// Many rows with AVX2, which multiplies bytes only two at a time into 16 bits: weights of 8 bits are widened to 16,
+// whose products are summed in 32; weights of 4 bits stay bytes, whose products are summed in 16 over a block.
+#pragma once
+
+#include "whole_table.h"
+
+namespace mindport {
+namespace {
+
+// Each word of four bytes to two words of two.
+inline void widen_weights(const uint8_t* b, int64_t blocks, uint8_t* out) {
+  for (int64_t i = 0; i < blocks * kBlock / 4; ++i) {
+#pragma GCC unroll 2
+    for (int n = 0; n < kRegisters; ++n) {
+      const I bytes = _mm256_xor_si256(i_load(b + i * 64 + n * 32), _mm256_set1_epi8(-128));
+      const I even = _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), odd = _mm256_srai_epi16(bytes, 8);
+      i_store(out + i * 128 + n * 32, _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xaa));
+      i_store(out + i * 128 + 64 + n * 32, _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa));
+    }
+  }
+}
+
+inline void widen_rows(const int32_t* words, int64_t count, int64_t rows, int32_t* out) {
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t r = 0; r < rows; ++r) {
+      const auto word = static_cast<uint32_t>(words[i * rows + r]);
+      const auto byte = [&](int at) { return static_cast<uint32_t>(static_cast<int8_t>(word >> 8 * at)); };
+      out[2 * i * rows + r] = static_cast<int32_t>((byte(0) & 0xffffu) | byte(1) << 16);
+      out[(2 * i + 1) * rows + r] = static_cast<int32_t>((byte(2) & 0xffffu) | byte(3) << 16);
+    }
+}
+
+// A word of a row times two registers of weights, added to their sums. By hand: gcc 12 takes more registers for it than
+// there are and keeps the sums in memory.
+inline void add_pairs(I (&sums)[2], const I (&w)[2], const int32_t& word) {
+  I a, product;
+  asm("vpbroadcastd %6, %2\n\t"
+      "vpmaddwd %2, %4, %3\n\t"
+      "vpaddd %3, %0, %0\n\t"
+      "vpmaddwd %2, %5, %3\n\t"
+      "vpaddd %3, %1, %1"
+      : "+x"(sums[0]), "+x"(sums[1]), "=&x"(a), "=&x"(product)
+      : "x"(w[0]), "x"(w[1]), "m"(word));
+}
+
+// The same for bytes, in 16 bits. Eight of these stay below 2^15: 8 * 2 * 15 * 127.
+inline void add_bytes(I (&sums)[2], const I (&w)[2], const int32_t& word) {
+  I a, product;
+  asm("vpbroadcastd %6, %2\n\t"
+      "vpmaddubsw %2, %4, %3\n\t"
+      "vpaddw %3, %0, %0\n\t"
+      "vpmaddubsw %2, %5, %3\n\t"
+      "vpaddw %3, %1, %1"
+      : "+x"(sums[0]), "+x"(sums[1]), "=&x"(a), "=&x"(product)
+      : "x"(w[0]), "x"(w[1]), "m"(word));
+}
+
+struct ByteForm {
+  static constexpr bool kSigned = true;
+  static constexpr int64_t kBlockBytes = 2 * kBlock * kLanes, kBlockWords = kBlock / 2;
+  static constexpr void (*weights)(const uint8_t*, int64_t, uint8_t*) = widen_weights;
+  static constexpr void (*rows)(const int32_t*, int64_t, int64_t, int32_t*) = widen_rows;
+
+  template <int M, int P>
+  __attribute__((always_inline)) static inline void add(Sums<M, P>& sums, const uint8_t* b, int64_t, const int32_t* a,
+                                                        int64_t blocks, Fetch& fetch) {
+#pragma GCC unroll 1
+    for (int64_t q = blocks * kBlockWords; q > 0; --q) {
+      const I w[2] = {i_load(b), i_load(b + 32)};
+      fetch.next();
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) add_pairs(sums.s[m][0], w, a[m]);
+      b += 64;
+      a += M;
+    }
+  }
+};
+
+inline void spread_nibbles(const uint8_t* b, int64_t blocks, uint8_t* out) {
+  for (int64_t i = 0; i < blocks * 4; ++i) {
+#pragma GCC unroll 2
+    for (int n = 0; n < kRegisters; ++n) {
+      const I raw = i_load(b + i * 64 + n * 32);
+      i_store(out + i * 128 + n * 32, low_nibbles(raw));
+      i_store(out + i * 128 + 64 + n * 32, high_nibbles(raw));
+    }
+  }
+}
+
+struct NibbleForm {
+  static constexpr bool kSigned = false;
+  static constexpr int64_t kBlockBytes = kBlock * kLanes, kBlockWords = kBlock / 4;
+  static constexpr void (*weights)(const uint8_t*, int64_t, uint8_t*) = spread_nibbles;
+  static constexpr void (*rows)(const int32_t*, int64_t, int64_t, int32_t*) = nullptr;  // as they are
+
+  template <int M, int P>
+  __attribute__((always_inline)) static inline void add(Sums<M, P>& sums, const uint8_t* b, int64_t, const int32_t* a,
+                                                        int64_t blocks, Fetch& fetch) {
+    for (; blocks > 0; --blocks) {
+      Sums<M, P> part;
+#pragma GCC unroll 16
+      for (int i = 0; i < 2 * M; ++i) (&part.s[0][0][0])[i] = i_set1(0);
+#pragma GCC unroll 1
+      for (int64_t q = kBlockWords; q > 0; --q) {
+        const I w[2] = {i_load(b), i_load(b + 32)};
+        fetch.next();
+#pragma GCC unroll 16
+        for (int m = 0; m < M; ++m) add_bytes(part.s[m][0], w, a[m]);
+        b += 64;
+        a += M;
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < 2 * M; ++i) {
+        I& sum = (&sums.s[0][0][0])[i];
+        sum = add_narrow(sum, (&part.s[0][0][0])[i]);
+      }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace mindport

@@ -1,0 +1,67 @@
+// Products of many rows of whole numbers: a block of weights is brought once into the form that multiplies fastest,
+// then serves all tiles of rows. Include after whole_tile.h and one of the form_*.h headers, which define ByteForm and
+// NibbleForm.
+#pragma once
+
+#include "whole_table.h"
+
+namespace mindport {
+namespace {
+
+template <class Form, int M, int P>
+void many_tile(const WholeTile& tile) {
+  const WholeTile t = tile;  // a copy: what is stored to C cannot change it
+  const int32_t* a = t.a.words;
+  const uint8_t* b = t.b;
+  Fetch fetch(t);
+  Totals<M, P> totals;
+  load_totals(t, totals);
+  for (int64_t block = 0, group = 0; block < t.blocks; ++group) {
+    const int64_t count = t.group_blocks < t.blocks - block ? t.group_blocks : t.blocks - block;
+    Sums<M, P> sums;
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) {
+      const I offset = i_set1(Form::kSigned ? 0 : t.a.offsets[group * M + m]);
+#pragma GCC unroll 16
+      for (int i = 0; i < P * kRegisters; ++i) (&sums.s[m][0][0])[i] = offset;
+    }
+    Form::template add<M, P>(sums, b, t.b_panel, a, count, fetch);
+    b += count * Form::kBlockBytes;
+    a += count * Form::kBlockWords * M;
+    block += count;
+    join_group<M, P>(t, group, sums, totals);
+  }
+  store_totals(t, totals);
+}
+
+template <class Form, int M>
+constexpr void fill_many(WholeMany& many) {
+  if constexpr (M <= kManyRows) {
+    many.tile[M][0] = many_tile<Form, M, 1>;
+    if constexpr (kManyWidth > 1) many.tile[M][1] = many_tile<Form, M, kManyWidth>;
+    fill_many<Form, M + 1>(many);
+  }
+}
+
+template <class Form>
+constexpr WholeMany make_many() {
+  WholeMany many{};
+  many.tile_rows = kManyRows;
+  many.width = kManyWidth;
+  many.block_bytes = Form::kBlockBytes;
+  many.block_words = Form::kBlockWords;
+  many.weights = Form::weights;
+  many.rows = Form::rows;
+  fill_many<Form, 1>(many);
+  return many;
+}
+
+constexpr WholeTable make_many_table() {
+  WholeTable table = make_whole_table();
+  table.many[0] = make_many<ByteForm>();
+  table.many[1] = make_many<NibbleForm>();
+  return table;
+}
+
+}  // namespace
+}  // namespace mindport
