@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -199,7 +200,9 @@ def _build_service(settings: Settings) -> DaemonService:
         backend_options={"ms": _ms_options(settings.ms, settings.trust_model_code)},
         drain_s=settings.drain_timeout_s,
     )
-    registry: Registry[TextModel] = Registry(config, _make_backend, prepare_text_model)
+    registry: Registry[TextModel] = Registry(
+        config, functools.partial(_make_backend, settings.worker_timeout_s), prepare_text_model
+    )
     limits = ServiceLimits(
         max_running=settings.max_running,
         max_waiting=settings.max_waiting,
@@ -208,9 +211,9 @@ def _build_service(settings: Settings) -> DaemonService:
     return DaemonService(registry, limits, RequestLog(with_prompts=settings.log_prompts))
 
 
-def _make_backend(spec: ModelSpec) -> WorkerBackend:
+def _make_backend(patience_s: float, spec: ModelSpec) -> WorkerBackend:
     contract_of(spec.backend)
-    return WorkerBackend()
+    return WorkerBackend(patience_s=patience_s)
 
 
 def _ms_options(options: MsOptions, trust_model_code: bool) -> dict[str, Any]:
@@ -221,6 +224,7 @@ def _ms_options(options: MsOptions, trust_model_code: bool) -> dict[str, Any]:
         "max_rows": options.max_rows,
         "prefill_slowdown": options.prefill_slowdown,
         "prompt_lookup": options.prompt_lookup,
+        "allow_not_finite": options.allow_not_finite,
         "trust_model_code": trust_model_code,
     }
     if options.kv_cache_mb is not None:

@@ -56,6 +56,7 @@ class MsOptions(BaseModel):
         le=32,
         description="tokens guessed at a time from the text so far, with equal answers; 0 is off",
     )
+    allow_not_finite: bool = Field(False, description="serve weights that are infinite or NaN")
 
 
 class Settings(BaseModel):
@@ -99,6 +100,9 @@ class Settings(BaseModel):
     request_timeout_s: float = Field(600.0, gt=0, description="longest time one request may take")
     start_timeout_s: float = Field(
         1800.0, gt=0, description="longest time until every startup model is ready"
+    )
+    worker_timeout_s: float = Field(
+        300.0, gt=0, description="time without progress after which a worker with requests is restarted"
     )
     drain_timeout_s: float = Field(
         30.0, ge=0, description="time that running requests get when the daemon stops"

@@ -112,6 +112,8 @@ class BackendStats(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int = 0
     prefix_hit_tokens: int = 0
     preemptions: int = 0
+    steps: int = 0
+    """Computed so far: a worker with requests whose numbers all stand still is taken for stuck."""
     guessed_tokens: int = 0
     """Tokens that speculation proposed."""
     right_guesses: int = 0

@@ -48,6 +48,7 @@ from daemon.backends.channel import (
     Unload,
 )
 from daemon.backends.process import WorkerProcess
+from daemon.backends.watchdog import until_stuck
 
 _STATS_TIMEOUT_S = 5.0
 
@@ -55,9 +56,15 @@ _STATS_TIMEOUT_S = 5.0
 class _Worker:
     """What both contracts share: the process, its connection, its death."""
 
-    def __init__(self, *, grace_s: float = 5.0, interpreter: str | None = None) -> None:
-        """``grace_s``: how long unloading may take before the process is killed."""
+    def __init__(
+        self, *, grace_s: float = 5.0, interpreter: str | None = None, patience_s: float = 300.0
+    ) -> None:
+        """``grace_s``: how long unloading may take before the process is killed; ``patience_s``: how long it
+        may have work and make no progress."""
         self._grace_s = grace_s
+        self._patience_s = patience_s
+        self._complaint = ""
+        self._watchdog: asyncio.Task[None] | None = None
         self._interpreter = interpreter
         self._calls = itertools.count(1)
         self._token_calls: dict[int, TokenInbox] = {}
@@ -148,21 +155,20 @@ class _Worker:
         channel, process = self._channel, self._process
         if channel is None or process is None:
             return
-        complaint = ""
         try:
             while (frame := await channel.receive()) is not None:
                 self._dispatch(frame, progress)
         except ChannelError as error:
-            complaint = f"{error}; "
+            self._complaint = f"{error}; "
             process.kill()
         except Exception:
             logging.getLogger(__name__).exception("%s: relaying failed", self._title)
-            complaint = "the daemon could not relay an answer; "
+            self._complaint = "the daemon could not relay an answer; "
             process.kill()
         ending = await process.ending()
         channel.close()
         if self._ended is None:
-            self._end(self._crash_fault(complaint + ending), crashed=True)
+            self._end(self._crash_fault(self._complaint + ending), crashed=True)
         await channel.wait_closed()
 
     def _crash_fault(self, ending: str) -> Fault:
@@ -183,6 +189,8 @@ class _Worker:
     def _end(self, fault: Fault, *, crashed: bool) -> None:
         """Every caller that waits gets ``fault``, once."""
         self._ended = fault
+        if self._watchdog is not None:
+            self._watchdog.cancel()
         for token_inbox in self._token_calls.values():
             token_inbox.fail(copy.copy(fault))
         for tensor_inbox in self._tensor_calls.values():
@@ -260,6 +268,7 @@ class WorkerBackend(_Worker):
         if loaded.info is None:
             await self._abandon()
             raise Fault(FaultKind.INVALID_MODEL, f"backend {spec.backend} is not a token backend")
+        self._watchdog = asyncio.create_task(self._kill_when_stuck(), name=f"watchdog {self._title}")
         return loaded.info
 
     async def generate(self, request: TokenRequest) -> AsyncIterator[TokenEvent]:
@@ -274,6 +283,12 @@ class WorkerBackend(_Worker):
             del self._token_calls[call]
             if not inbox.over:
                 self._cancel(call)
+
+    async def _kill_when_stuck(self) -> None:
+        await until_stuck(lambda: bool(self._token_calls), self.stats, self._patience_s)
+        self._complaint = f"it had requests and made no progress for {self._patience_s:g} s; "
+        if self._process is not None:
+            self._process.kill()
 
 
 class WorkerTensorBackend(_Worker):

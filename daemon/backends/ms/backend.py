@@ -57,6 +57,8 @@ class MsOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Of the weights in memory: ``auto`` (as stored), a float type, or ``int8`` or ``int4``."""
     kv_dtype: str = "float32"
     """Of keys and values in memory: ``float32``, ``bfloat16`` or ``float16``."""
+    allow_not_finite: bool = False
+    """Serve weights that are infinite or NaN."""
     trust_model_code: bool = False
     """Run a network file that is not on the list of known ones."""
 
@@ -143,6 +145,7 @@ class MsBackend:
             threads=spec.threads,
             dtype=options.dtype,
             kv_dtype=options.kv_dtype,
+            allow_not_finite=options.allow_not_finite,
         )
         return self._load_runner(spec.path, options=runner_options, progress=progress)
 

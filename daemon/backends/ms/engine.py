@@ -97,6 +97,7 @@ class Engine:
         self._failed_steps = 0
         self._tokens_generated = self._prompt_tokens = self._prefix_hit_tokens = 0
         self._guessed_tokens = self._right_guesses = 0
+        self._steps = 0
         self._stats = BackendStats()
 
     @property
@@ -142,6 +143,7 @@ class Engine:
     def step(self) -> None:
         """One step of the model for everyone who is running."""
         begun = time.perf_counter()
+        self._steps += 1
         try:
             chunks = self._scheduler.schedule()
             if not chunks:
@@ -340,6 +342,7 @@ class Engine:
     def _publish(self) -> None:
         """Let others see the outcome of a step."""
         self._stats = BackendStats(
+            steps=self._steps,
             tokens_generated=self._tokens_generated,
             prompt_tokens=self._prompt_tokens,
             prefix_hit_tokens=self._prefix_hit_tokens,

@@ -63,6 +63,8 @@ class RunnerOptions:
     kv_dtype: str = "float32"
     """Of cached keys and values: ``float32``, ``bfloat16`` or ``float16`` in half the memory, or ``int8`` in
     little more than a quarter."""
+    allow_not_finite: bool = False
+    """Weights may be infinite or NaN."""
     block_size: int = PANEL_ROWS
 
 
@@ -132,8 +134,9 @@ class ModelRunner:
                 reading = pool.submit(loader.load, kernels.threads, report)
                 runner._compile()  # meanwhile: the graph names the weights by handle only
                 reading.result()
+            loader.check_finite(allow=options.allow_not_finite)
             progress(_READ_SHARE, "first step")
-            runner._warm_up()
+            runner._warm_up(allow_not_finite=options.allow_not_finite)
         except BaseException:
             device.release()
             kernels.free_model(model)
@@ -221,11 +224,11 @@ class ModelRunner:
             message = f"the network cannot be compiled: {_first_line(error)}"
             raise Fault(FaultKind.INVALID_MODEL, message) from error
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, *, allow_not_finite: bool) -> None:
         """One step of one token, so that the first request does not pay for first times."""
         base, scale = self.rope_for(1)
         logits = self.execute([Segment([0], 0, [0], 0, base, scale)])
-        if not np.isfinite(logits).all():
+        if not (allow_not_finite or np.isfinite(logits).all()):
             message = "the weights give logits that are NaN or infinite"
             hint = "the checkpoint is damaged, or its values exceed the range of float32 when computed"
             raise Fault(FaultKind.INVALID_MODEL, message, hint)

@@ -6,6 +6,7 @@ alone and a file cut short is an error, not a crash.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -34,6 +35,8 @@ from daemon.backends.ms.quantization import (
 from daemon.backends.ms.shape import DecoderShape
 
 _BUFFER = 4 << 20
+
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in total."""
@@ -227,11 +230,12 @@ class WeightLoader:
         self._checkpoint = checkpoint
         self._plan = plan
         self._done = 0
+        self._not_finite: dict[str, int] = {}
         self._lock = threading.Lock()
         self._readers: list[_Reader] = []
 
     def load(self, threads: int, progress: Progress) -> None:
-        """Reads and packs everything. Raises ``Fault`` for a checkpoint that does not fit or holds NaN."""
+        """Reads and packs everything. Raises ``Fault`` for a checkpoint that does not fit."""
         check_names(self._checkpoint, self._plan, self._scheme)
         pieces = [
             piece
@@ -257,6 +261,21 @@ class WeightLoader:
         with ThreadPoolExecutor(threads, "weights") as pool:
             list(pool.map(pack, [pieces[first::threads] for first in range(threads)]))
 
+    def check_finite(self, *, allow: bool) -> None:
+        """After ``load``. Raises ``Fault`` for values that are infinite or NaN, unless they may be."""
+        counts = sorted(self._not_finite.items())
+        found = [f"{where} holds {count} infinite or NaN values" for where, count in counts]
+        if not found:
+            return
+        if allow:
+            _log.warning("served all the same: %s", some(found))
+            return
+        hint = (
+            "the checkpoint is damaged, or its values exceed the range of the dtype it is converted to; "
+            "--ms-allow-not-finite serves it all the same"
+        )
+        raise Fault(FaultKind.INVALID_MODEL, some(found), hint, {"not_finite": self._not_finite})
+
     def _pack(self, piece: _Piece, reader: _Reader) -> None:
         stored, slot = piece.stored, piece.slot
         row_bytes = stored.bytes // stored.shape[0]
@@ -272,9 +291,9 @@ class WeightLoader:
         else:
             faults = self._pack_rows(piece, slot.matrix, pointer(view))
         if faults:
-            message = f"{piece.tensor} in {stored.path.name} holds {faults} infinite or NaN values"
-            hint = "the checkpoint is damaged, or its values exceed the range of the dtype it is converted to"
-            raise Fault(FaultKind.INVALID_MODEL, message, hint)
+            where = f"{piece.tensor} in {stored.path.name}"
+            with self._lock:
+                self._not_finite[where] = self._not_finite.get(where, 0) + faults
 
     def _pack_rows(self, piece: _Piece, matrix: int, source: int) -> int:
         where, dtype = (piece.slot.part, piece.first, piece.rows), piece.stored.dtype

@@ -142,6 +142,42 @@ async def test_a_kill_by_the_kernel_for_memory_is_told_as_such(worker: WorkerBac
             await running
 
 
+async def test_a_worker_that_hangs_with_requests_is_killed(tmp_path: Path) -> None:
+    worker = WorkerBackend(grace_s=2.0, patience_s=0.8)
+    pid = await load(worker, tmp_path, tokens_per_s=50.0)
+    running = asyncio.create_task(collect(worker.generate(request([1] * 3000, max_tokens=4000))))
+    death = asyncio.create_task(worker.died())
+    await asyncio.sleep(1.2)
+    assert not running.done(), "tokens are progress"
+    os.kill(pid, signal.SIGSTOP)
+    async with asyncio.timeout(10):
+        with pytest.raises(Fault, match=r"had requests and made no progress for 0\.8 s") as caught:
+            await running
+        assert await death is not None
+    assert caught.value.kind is FaultKind.MODEL_CRASHED
+    assert not alive(pid)
+    await worker.unload()
+
+
+async def test_a_worker_that_answers_and_gets_nowhere_is_killed(tmp_path: Path) -> None:
+    worker = WorkerBackend(grace_s=2.0, patience_s=0.4)
+    await load(worker, tmp_path, first_token_s=1000.0)
+    async with asyncio.timeout(10):
+        with pytest.raises(Fault, match="made no progress"):
+            await collect(worker.generate(request([1])))
+    await worker.unload()
+
+
+async def test_a_worker_without_requests_may_rest(tmp_path: Path) -> None:
+    worker = WorkerBackend(grace_s=2.0, patience_s=0.2)
+    pid = await load(worker, tmp_path)
+    os.kill(pid, signal.SIGSTOP)
+    await asyncio.sleep(0.6)
+    os.kill(pid, signal.SIGCONT)
+    assert tokens_of(await collect(worker.generate(request([5], max_tokens=2)))) == [5, 5]
+    await worker.unload()
+
+
 async def test_crash_keeps_the_tokens_that_came_before(worker: WorkerBackend, tmp_path: Path) -> None:
     await load(worker, tmp_path, crash_after=3)
     got: list[TokenEvent] = []

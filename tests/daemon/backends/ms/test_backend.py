@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from contract.faults import Fault, FaultKind
@@ -14,7 +15,7 @@ from daemon.backends.base import ModelSpec, TokenEvent, TokenRequest
 from daemon.backends.ms.backend import LoadRunner, MsBackend
 from daemon.backends.ms.runner import RunnerOptions
 from daemon.backends.worker import WorkerBackend
-from tests.daemon.backends.ms.tiny_telechat2 import write_model
+from tests.daemon.backends.ms.tiny_telechat2 import random_weights, write_model
 from tests.fakes_engine import FakeRunner, collect, install_backend, request, silent, tokens_of, toy_answer
 
 TINY_CONTEXT = 256
@@ -251,6 +252,24 @@ async def test_real_model_answers_alike_alone_and_in_company(worker: WorkerBacke
     stats = await worker.stats()
     assert stats.prefix_hit_tokens > 0
     assert stats.memory_bytes > 1 << 20
+
+
+@needs_mindspore
+async def test_weights_that_are_not_finite_are_refused_unless_allowed(
+    worker: WorkerBackend, tmp_path: Path
+) -> None:
+    weights = random_weights()
+    weights["lm_head.weight"][7, :3] = np.nan
+    weights["transformer.h.1.mlp.up_proj.weight"][40, 5] = np.inf
+    folder = write_model(tmp_path / "bad" / "1", weights)
+    with pytest.raises(Fault) as caught:
+        await WorkerBackend().load(spec(folder), silent)
+    assert caught.value.kind is FaultKind.INVALID_MODEL
+    assert "lm_head.weight in model.safetensors holds 3 infinite or NaN values" in caught.value.message
+    assert "up_proj.weight in model.safetensors holds 1 infinite" in caught.value.message
+    await worker.load(spec(folder, allow_not_finite=True), silent)
+    with pytest.raises(Fault, match="not finite"):
+        await collect(worker.generate(request([1])))
 
 
 @needs_mindspore

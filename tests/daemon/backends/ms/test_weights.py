@@ -54,8 +54,13 @@ def plan_of(*entries: tuple[Tensor, dict[str, Slot]]) -> WeightPlan:
 
 
 def fault_of_loading(folder: Path, plan: WeightPlan, kernels: Kernels) -> Fault:
+    def load() -> None:
+        loader = WeightLoader(kernels, Checkpoint(folder), plan)
+        loader.load(2, nothing)
+        loader.check_finite(allow=False)
+
     with pytest.raises(Fault) as caught:
-        WeightLoader(kernels, Checkpoint(folder), plan).load(2, nothing)
+        load()
     assert caught.value.kind is FaultKind.INVALID_MODEL
     return caught.value
 
