@@ -100,7 +100,7 @@ def write_folder(folder: Path, case: Case) -> Path:
     folder.mkdir()
     write_safetensors(folder / "model.safetensors", random_weights(case.config, case.without))
     (folder / "config.json").write_text(json.dumps({**case.config, "bos_token_id": 1, "eos_token_id": 2}))
-    words = {f"w{index}": index for index in range(90)}
+    words = {f"w{index}": index for index in range(vocab_of(case) - 2)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(["[gMASK]", "<sop>"])
