@@ -55,6 +55,9 @@ def plan_conversion(source: Source, subject: Subject, order: ConvertOrder) -> Co
     unpacked = [layout.unpack(tensors, facts.of_rank(len(ranks))) for tensors in ranks]
     roles = _cast(join_roles(unpacked, facts, source.meta), order.dtype)
     check_weights(roles, subject, str(source.path))
+    if order.dtype is not None and any(view.dtype == "F64" for view in roles.values()):
+        message = f"{source.path} holds weights of type F64, which --dtype does not convert"
+        raise Fault(FaultKind.UNSUPPORTED, message, "leave out --dtype")
     target = _target_layout(order, found, family) if order.to is not None else layout
     tables = _packed(roles, target, facts, order)
     ignored = [name for name in ranks[0] if layout.is_ignored(name)]

@@ -260,6 +260,13 @@ def test_bad_weights_are_refused_and_nothing_is_written(
     assert not (tmp_path / "new").exists()
 
 
+def test_float64_is_kept_and_not_converted(source: Path, convert: Convert, tmp_path: Path) -> None:
+    edited(source, lambda arrays: arrays.update({_DOWN: arrays[_DOWN].astype("f8")}))
+    assert convert(source, tmp_path / "a.ckpt", "--to", "mindformers-r1").code == 0
+    assert arrays_of(tmp_path / "a.ckpt")["model.layers.0.feed_forward.w2.weight"].dtype == np.float64
+    refused(convert(source, tmp_path / "b.ckpt", "--to", "mindformers-r1", "--dtype", "float16"), "type F64")
+
+
 def test_weights_of_several_types_are_put_together_when_one_is_asked_for(
     source: Path, convert: Convert, tmp_path: Path
 ) -> None:
@@ -345,8 +352,9 @@ def large(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_after_an_interrupt_finished_files_are_kept_and_taken_up(
-    large: Path, builder: Builder, tmp_path: Path
+    number: signal.Signals, large: Path, builder: Builder, tmp_path: Path
 ) -> None:
     target = tmp_path / "out"
     arguments = ("convert", large, target, "--max-shard-size", "1MB")
@@ -355,13 +363,14 @@ def test_after_an_interrupt_finished_files_are_kept_and_taken_up(
     deadline = time.monotonic() + 30
     while not journal.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.002)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _out, err = process.communicate(timeout=30)
-    assert process.returncode == 130, err
-    assert "the same command goes on behind the finished files" in err
     assert not target.exists()
-    kept = {path.name for path in journal.parent.iterdir()}
-    assert kept == {"journal.json", *json.loads(journal.read_text())["files"]}
+    kept = {"journal.json", *json.loads(journal.read_text())["files"]}
+    if number != signal.SIGKILL:
+        assert process.returncode == 130, err
+        assert "the same command goes on behind the finished files" in err
+        assert {path.name for path in journal.parent.iterdir()} == kept
     run = builder(*arguments, "--json")
     assert run.code == 0
     resumed = [file["name"] for file in run.json()["files"] if file["resumed"]]
