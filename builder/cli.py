@@ -119,6 +119,9 @@ def list_command(as_json: bool) -> None:
 )
 @click.option("--adapter", type=_PATH, help="A LoRA adapter's folder, to merge into the weights.")
 @click.option("--link", is_flag=True, help="Hard-link the weights instead of copying them.")
+@click.option(
+    "--allow-nonfinite", is_flag=True, help="Keep infinite and NaN weights; without, they are refused."
+)
 @click.option("--dry-run", is_flag=True, help="Check everything, show the plan, write nothing.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress and no notes.")
 @_json_option

@@ -45,6 +45,7 @@ class Order:
     dry_run: bool = False
     quantize: str | None = None
     group_size: int | None = None
+    allow_nonfinite: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def plan_order(order: Order) -> tuple[Inputs, Plan]:
     inputs = read_inputs(recipe_file, order.requested)
     path, known = shipped_network(recipe.network or inputs.family.network)
     name = order.name or recipe.name
-    options = Options(name, order.dtype, order.link, order.quantize, order.group_size)
+    changes = (order.dtype, order.link, order.quantize, order.group_size, order.allow_nonfinite)
+    options = Options(name, *changes)
     plan = build_plan(inputs, options, Network(known, path.read_bytes()), _yaml_base(inputs))
     return inputs, plan
 

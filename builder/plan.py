@@ -41,6 +41,8 @@ class Options:
     quantize: str | None = None
     """``int8`` or ``int4``; ``None`` keeps floats."""
     group_size: int | None = None
+    allow_nonfinite: bool = False
+    """Keep infinite and NaN weights."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Plan:
     notes: tuple[str, ...]
     fingerprint: str
     """SHA-256 of everything that determines the content, weights by name, size and header only."""
+    allow_nonfinite: bool = False
 
     @property
     def size(self) -> int:
@@ -136,6 +139,7 @@ def build_plan(inputs: Inputs, options: Options, network: Network, yaml_base: Ma
         forecast=foreseen,
         notes=tuple(notes),
         fingerprint=_fingerprint(files, weights),
+        allow_nonfinite=options.allow_nonfinite,
     )
 
 

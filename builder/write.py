@@ -137,7 +137,7 @@ def _transfer_all(
 ) -> Iterator[tuple[str, Transferred]]:
     """Bring all weight files over, a few at a time; the first failure stops the others."""
     cancelled = threading.Event()
-    carrier = Carrier(cache, on_bytes, cancelled)
+    carrier = Carrier(cache, on_bytes, cancelled, plan.allow_nonfinite)
     with ThreadPoolExecutor(_COPIERS) as pool:
         futures: dict[str, Future[Transferred]] = {}
         try:

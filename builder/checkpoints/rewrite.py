@@ -142,7 +142,9 @@ class _Work:
         for start in range(tensor.start, tensor.end, step):
             raw = self.read(min(step, tensor.end - start))
             if place is not None:
-                done += self._write(place, done, convert_values(raw, tensor, place))
+                converted = convert_values(raw, tensor, place)
+                self.carrier.inspect(converted, place, self.weights.source)
+                done += self._write(place, done, converted)
 
     def _merge(self, tensor: TensorEntry) -> None:
         place, done, first = self._places[tensor.name], 0, 0

@@ -14,7 +14,7 @@ import fcntl
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,8 +23,9 @@ from builder.checkpoints.digest_cache import DigestCache
 from builder.checkpoints.dtypes import convert_values
 from builder.checkpoints.output import CancelledError, Output
 from builder.checkpoints.rewrite import rewrite
-from builder.checkpoints.safetensors_header import DTYPE_BYTES, write_header
+from builder.checkpoints.safetensors_header import DTYPE_BYTES, TensorEntry, write_header
 from builder.checkpoints.weight_files import WeightFile
+from builder.checkpoints.writers.streams import check_finite
 from builder.plan import PlannedWeights
 from contract.faults import Fault, FaultKind
 from contract.manifest import FileEntry
@@ -51,6 +52,8 @@ class Carrier:
     cache: DigestCache
     on_bytes: Callable[[int], None]
     cancelled: threading.Event
+    allow_nonfinite: bool = False
+    """Bring infinite and NaN weights over as they are."""
 
     def transfer(self, weights: PlannedWeights, folder: Path) -> Transferred:
         """Bring one file into ``folder``. Raises ``Fault``, ``OSError`` or ``CancelledError``."""
@@ -71,10 +74,14 @@ class Carrier:
 
     def _copy(self, source: WeightFile, target: Path) -> FileEntry:
         with Content(source) as content, Output(target) as output:
-            while chunk := content.some(_CHUNK_BYTES):
-                self.check()
-                output.write(chunk)
-                self.on_bytes(len(chunk))
+            output.write(content.read(source.header.data_start))
+            for tensor in source.header.tensors:
+                for length in _pieces(tensor):
+                    self.check()
+                    chunk = content.read(length)
+                    self.inspect(chunk, tensor, source)
+                    output.write(chunk)
+                    self.on_bytes(length)
             entry = output.finish()
         if entry.sha256 is not None:
             self.remember(source, entry.sha256)
@@ -88,12 +95,12 @@ class Carrier:
             original.update(content.read(before.data_start))
             output.write(write_header(list(after.tensors), after.metadata))
             for old, new in zip(before.tensors, after.tensors, strict=True):
-                step = _CHUNK_BYTES // DTYPE_BYTES[old.dtype] * DTYPE_BYTES[old.dtype]
-                for start in range(old.start, old.end, step):
+                for length in _pieces(old):
                     self.check()
-                    raw = content.read(min(step, old.end - start))
+                    raw = content.read(length)
                     original.update(raw)
                     converted = convert_values(raw, old, new)
+                    self.inspect(converted, new, weights.source)
                     output.write(converted)
                     self.on_bytes(len(converted))
             entry = output.finish()
@@ -110,6 +117,18 @@ class Carrier:
         """Raises ``CancelledError`` when the work was called off."""
         if self.cancelled.is_set():
             raise CancelledError
+
+    def inspect(self, data: bytes, tensor: TensorEntry, source: WeightFile) -> None:
+        """Raises ``Fault`` for elements that are no weights."""
+        if not self.allow_nonfinite:
+            check_finite(data, tensor.name, tensor.dtype, str(source.path))
+
+
+def _pieces(tensor: TensorEntry) -> Iterator[int]:
+    """Lengths of whole elements that make up a tensor's bytes."""
+    step = _CHUNK_BYTES // DTYPE_BYTES[tensor.dtype] * DTYPE_BYTES[tensor.dtype]
+    for start in range(tensor.start, tensor.end, step):
+        yield min(step, tensor.end - start)
 
 
 def _hard_link(source: Path, target: Path) -> None:

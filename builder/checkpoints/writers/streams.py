@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from builder.checkpoints.safetensors_header import DTYPE_BYTES
 from builder.checkpoints.views import View
 from contract.faults import Fault, FaultKind
 
@@ -41,28 +42,26 @@ class Stream:
         for chunk in tensor.view.chunks():
             self.check()
             if not self.allow_nonfinite:
-                _check_finite(tensor, chunk, self.source)
+                check_finite(chunk.reshape(-1).data, tensor.name, tensor.view.dtype, self.source)
             written += chunk.nbytes
             yield chunk.reshape(-1).data.cast("B")
         if written != tensor.view.bytes:
             raise AssertionError((tensor.name, written, tensor.view.bytes))
 
 
-def _check_finite(tensor: NamedView, chunk: NDArray[Any], source: str) -> None:
+def check_finite(data: bytes | memoryview, name: str, dtype: str, source: str) -> None:
+    """Raises ``Fault`` when some of these elements are infinite or NaN."""
     import numpy as np
 
-    dtype = tensor.view.dtype
     if dtype == "F64":
-        fine = bool(np.isfinite(chunk.view("<f8")).all())
+        fine = bool(np.isfinite(np.frombuffer(data, "<f8")).all())
     elif dtype in _EXPONENTS:
-        fine = _all_finite(chunk, _EXPONENTS[dtype])
+        fine = _all_finite(np.frombuffer(data, f"<u{DTYPE_BYTES[dtype]}"), _EXPONENTS[dtype])
     else:
         return
     if not fine:
-        message = f"{source}: {tensor.name} holds infinite or NaN values"
-        hint = (
-            "the checkpoint is damaged: fetch it again; builder convert --allow-nonfinite keeps such values"
-        )
+        message = f"{source}: {name} holds infinite or NaN values"
+        hint = "it is damaged, or --dtype cannot hold its values; --allow-nonfinite keeps them"
         raise Fault(FaultKind.INVALID_MODEL, message, hint)
 
 

@@ -82,6 +82,24 @@ def test_nan_is_refused_and_nothing_is_written(workshop: Workshop, builder: Buil
     assert workshop.written() == []
 
 
+@pytest.mark.parametrize(
+    ("options", "value"), [([], np.inf), (["--dtype", "bfloat16"], np.nan), (["--dtype", "float16"], 1e6)]
+)
+def test_the_publishers_own_files_are_looked_at_too(
+    options: list[str], value: float, workshop: Workshop, builder: Builder
+) -> None:
+    arrays = {
+        name: array.astype("f4") for name, array in load_file(workshop.sources / "model.safetensors").items()
+    }
+    arrays["lm_head.weight"][5, 5] = value
+    save_file(arrays, workshop.sources / "model.safetensors", {"format": "pt"})
+    run = package(builder, workshop, workshop.sources, *options)
+    assert run.code == 2
+    assert "sources/model.safetensors: lm_head.weight holds infinite or NaN values" in run.err
+    assert workshop.written() == []
+    assert package(builder, workshop, workshop.sources, *options, "--allow-nonfinite").code == 0
+
+
 def test_what_is_wrong_with_a_checkpoint_is_said_with_everything_else(
     workshop: Workshop, builder: Builder
 ) -> None:
