@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,10 +90,9 @@ def plan_order(order: Order) -> tuple[Inputs, Plan]:
     inputs = read_inputs(recipe_file, order.requested)
     path, known = shipped_network(recipe.network or inputs.family.network)
     name = order.name or recipe.name
-    changes = (order.dtype, order.link, order.quantize, order.group_size, order.allow_nonfinite)
-    options = Options(name, *changes)
+    options = Options(name, order.dtype, order.link, order.quantize, order.group_size)
     plan = build_plan(inputs, options, Network(known, path.read_bytes()), _yaml_base(inputs))
-    return inputs, plan
+    return inputs, replace(plan, allow_nonfinite=order.allow_nonfinite)
 
 
 def _yaml_base(inputs: Inputs) -> Mapping[str, Any]:

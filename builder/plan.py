@@ -41,8 +41,6 @@ class Options:
     quantize: str | None = None
     """``int8`` or ``int4``; ``None`` keeps floats."""
     group_size: int | None = None
-    allow_nonfinite: bool = False
-    """Keep infinite and NaN weights."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +85,7 @@ class Plan:
     fingerprint: str
     """SHA-256 of everything that determines the content, weights by name, size and header only."""
     allow_nonfinite: bool = False
+    """Keep infinite and NaN weights."""
 
     @property
     def size(self) -> int:
@@ -139,7 +138,6 @@ def build_plan(inputs: Inputs, options: Options, network: Network, yaml_base: Ma
         forecast=foreseen,
         notes=tuple(notes),
         fingerprint=_fingerprint(files, weights),
-        allow_nonfinite=options.allow_nonfinite,
     )
 
 

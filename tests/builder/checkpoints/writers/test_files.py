@@ -49,28 +49,6 @@ def test_torch_zip_is_sound_and_aligned(views: list[NamedView], tmp_path: Path) 
         assert vars(view)["spans"][0].offset % 64 == 0
 
 
-def test_torch_reads_what_is_written(views: list[NamedView], tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch", reason="torch is not installed")
-    path = tmp_path / "a.bin"
-    path.write_bytes(b"".join(torch_bytes(views, Stream())))
-    for mapped in (False, True):
-        loaded = torch.load(path, weights_only=True, mmap=mapped)
-        assert same({name: tensor.numpy() for name, tensor in loaded.items()}, ARRAYS)
-
-
-@pytest.mark.parametrize("legacy", [False, True])
-def test_what_torch_saves_is_read(legacy: bool, tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch", reason="torch is not installed")
-    path = tmp_path / "a.pth"
-    tensors = {name: torch.from_numpy(array) for name, array in ARRAYS.items()}
-    tensors["turned"] = tensors["model.layers.0.weight"].t()
-    tensors["part"] = tensors["model.layers.0.weight"][3:5]
-    torch.save({"state_dict": tensors}, path, _use_new_zipfile_serialization=not legacy)
-    expected = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in tensors.items()}
-    expected["scalar"] = ARRAYS["scalar"]
-    assert same(arrays_of(path), expected)
-
-
 def test_pieces_of_a_ckpt_are_whole_rows(monkeypatch: pytest.MonkeyPatch, views: list[NamedView]) -> None:
     assert piece_lengths((60, 50), 12000) == [12000]
     monkeypatch.setattr(ckpt_file, "_PIECE_BYTES", 5000)
