@@ -122,11 +122,11 @@ def _shapes(results: Sequence[Result], variants: Sequence[Variant]) -> Iterator[
     by_name = {result.subject.variant: result for result in results}
     base = variants[0]
     for metric in ("prefill", "decode"):
-        efficiency = _slowness(by_name.get(base.name), base, metric)
+        usual = _slowness(by_name.get(base.name), base, metric)
         for variant in variants[1:]:
             slowness = _slowness(by_name.get(variant.name), variant, metric)
             found = by_name.get(variant.name)
-            value = slowness / efficiency if slowness and efficiency else None
+            value = slowness / usual if slowness and usual else None
             note = "its reason is below" if found is not None and found.problem else ""
             figure = f"{metric}, {variant.name}, time over the predicted"
             yield Goal(figure, 1.15, " ×", value, at_most=True, note=note)

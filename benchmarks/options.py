@@ -21,8 +21,9 @@ parts (--only):
   quality   the demo model's next tokens in each format against float32
 
 examples:
-  bash scripts/bench                                  four formats' worth of goals in ten minutes
+  bash scripts/bench                                  the fastest peers, three formats: ten minutes
   bash scripts/bench --full                           every peer, format and part: about 35 minutes
+  bash scripts/bench --full --minutes 50              and a second round of those that decide
   bash scripts/bench --full --resume --only variants  one part again, the rest as measured before
   bash scripts/bench --peers llama.cpp --formats float32 --streams 1,8,16
   bash scripts/bench --llama-server ~/llama.cpp/build/bin/llama-server
@@ -107,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--streams", type=_numbers, help="requests at once, such as 1,8,16")
     add("--cpus", type=_cpus, help="CPUs an engine may use, such as 0,1; default the first two")
     add("--rounds", type=_positive, help="times an engine is started and measured at most; default 3")
-    add("--minutes", type=_positive, help="rounds after the first one fit into these; default 10, full 35")
+    add("--minutes", type=_positive, help="later rounds begin only if they end within; default 10, full 35")
     add("--cache", type=Path, help="folder of the model and the environments")
     add("--out", type=Path, help="folder of the results; default in the cache")
     add("--resume", action="store_true", help="keep earlier results; measure what they lack, or --only again")
