@@ -16,6 +16,7 @@ from benchmarks.subject import Result, Visit, best_peer, ratio, results_of
 from benchmarks.synthetic import Shape
 from benchmarks.variants import Variant
 
+_CHART = Path("pictures", "benchmarks.svg")
 _BEGIN, _END = "<!-- results: written by scripts/bench --write-docs -->", "<!-- end of results -->"
 
 
@@ -75,12 +76,13 @@ class Report:
 
     def write_documents(self, docs: Path, cache: Path) -> None:
         """Between the marks of both languages; the chart beside them. Raises ``EngineError``."""
-        tables = self.markdown().replace(str(cache), "CACHE")
+        picture = f"![decode, prefill and output of each engine](../{_CHART})"
+        tables = f"{picture}\n\n{self.markdown()}".replace(str(cache), "CACHE")
         pages = [docs / language / "benchmarks.md" for language in ("en", "zh")]
         for page in pages:
             written = between_marks(page.read_text("utf-8"), f"```bash\n{self.run.command}\n```\n\n{tables}")
             page.write_text(written, "utf-8")
-        (docs / "benchmarks.svg").write_text(self.chart(), "utf-8")
+        (docs / _CHART).write_text(self.chart(), "utf-8")
 
     @property
     def _peers(self) -> list[Result]:

@@ -446,12 +446,13 @@ def test_documents_get_the_tables_between_their_marks(tmp_path: Path) -> None:
         page = tmp_path / language / "benchmarks.md"
         page.parent.mkdir()
         page.write_text((ROOT / "docs" / language / "benchmarks.md").read_text("utf-8"), "utf-8")
+    (tmp_path / "pictures").mkdir()
     report_of(peers_visited()).write_documents(tmp_path, tmp_path)
     once = (tmp_path / "en" / "benchmarks.md").read_text("utf-8")
     assert "| mindport float32 | 25.0 |" in once
     report_of(peers_visited()).write_documents(tmp_path, tmp_path)
     assert (tmp_path / "en" / "benchmarks.md").read_text("utf-8") == once
-    assert ET.fromstring((tmp_path / "benchmarks.svg").read_text("utf-8")).tag.endswith("svg")  # noqa: S314
+    assert ET.fromstring((tmp_path / "pictures" / "benchmarks.svg").read_text("utf-8")).tag.endswith("svg")  # noqa: S314
     with pytest.raises(EngineError, match="marks"):
         report.between_marks("no marks", "x")
 
