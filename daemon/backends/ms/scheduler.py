@@ -133,6 +133,8 @@ class Scheduler:
         chunks = self._guess(self._decode(budget), budget)
         if chunks:
             budget.polite_rows = self._room(self._limits.max_rows - budget.rows)
+            # Even a burst leaves its own first answers gaps of half a full step at most, as fast in all.
+            budget.rows = min(budget.rows, (self._limits.max_rows + 1) // 2)
         return chunks + self._read(budget, may_admit=self.preemptions == preemptions)
 
     def _displace(self) -> None:
