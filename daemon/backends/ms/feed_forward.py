@@ -90,8 +90,15 @@ class MoE(Block):
             message = f"{options.active} of {len(experts)} experts cannot be active"
             raise Fault(FaultKind.INVALID_MODEL, message)
         inner = shape.inner if options.inner is None else options.inner
-        heads = (0, 0, 0, 0, 0)
-        numbers = (k.MIXTURE, shape.hidden, inner, *heads, len(experts), options.active, options.renormalise)
+        numbers = (
+            k.MIXTURE,
+            shape.hidden,
+            inner,
+            *(0,) * 5,
+            len(experts),
+            options.active,
+            options.renormalise,
+        )
         block = device.library.new_block(device.model, numbers, shape.eps, options.residual_scale)
         super().__init__(device, "MindPortMixture", block, rows_out(device, shape.hidden))
         matrix = device.new_exact_matrix(len(experts), shape.hidden, router)

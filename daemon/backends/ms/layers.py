@@ -71,7 +71,7 @@ class LMHead(Block):
         logit_scale: float = 1.0,
         unit_rows: bool = False,
     ) -> None:
-        numbers = (k.HEAD, shape.hidden, shape.vocab, 0, 0, 0, 0, 0, 0, 0, unit_rows)
+        numbers = (k.HEAD, shape.hidden, shape.vocab, *(0,) * 8, unit_rows)
         block = device.library.new_block(device.model, numbers, shape.eps, logit_scale)
         super().__init__(device, "MindPortHead", block, ((1,), mindspore.int32))
         slots = {"norm": vector_slot(block, k.NORM, shape.hidden)}

@@ -41,8 +41,10 @@ class Rope:
             raise _unknown(f"rope_scaling {scaling!r}")
         base = float(scaling.get("rope_theta") or config.get("rope_theta") or _DEFAULT_BASE)
         kind = scaling.get("rope_type") or scaling.get("type") or "default"
-        trained = scaling.get("original_max_position_embeddings") or config.get("max_position_embeddings")
-        wanted = _Wanted(scaling, base, dim, context, int(trained or context))
+        name = "original_max_position_embeddings"
+        longest = int(config.get("max_position_embeddings") or context)
+        trained = int(scaling.get(name) or config.get(name) or longest)
+        wanted = _Wanted(scaling, base, dim, context, (trained, longest))
         make = _KINDS.get(kind)
         if make is None:
             raise _unknown(f"a rope_scaling of type {kind!r}, which is not one of {', '.join(_KINDS)}")
@@ -70,7 +72,13 @@ class _Wanted:
     base: float
     dim: int
     context: int
-    trained: int
+    """Positions that are served."""
+    lengths: tuple[int, int]
+    """Positions the model was trained for, and those it is stretched to."""
+
+    @property
+    def trained(self) -> int:
+        return self.lengths[0]
 
     def number(self, name: str) -> float:
         return float(self.scaling[name])
@@ -142,7 +150,7 @@ def _longrope(wanted: _Wanted) -> Rope:
     factors = tuple(map(float, wanted.scaling["long_factor" if stretched else "short_factor"]))
     if len(factors) != wanted.dim // 2:
         raise ValueError(f"{len(factors)} factors for {wanted.dim // 2} frequencies")
-    stretch = float(wanted.scaling.get("factor") or wanted.context / wanted.trained)
+    stretch = float(wanted.scaling.get("factor") or wanted.lengths[1] / wanted.trained)
     scale = wanted.scaling.get("attention_factor")
     if scale is None:
         scale = math.sqrt(1.0 + math.log(stretch) / math.log(wanted.trained)) if stretch > 1.0 else 1.0

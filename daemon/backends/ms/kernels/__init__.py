@@ -40,7 +40,7 @@ NORM, IN_BIAS, OUT_BIAS, UP_BIAS, SLOPES, QUERY_NORM, KEY_NORM, ROTARY_FACTORS =
 """Vector slots."""
 MATRICES, VECTORS = 2, 8
 """Slots of a block, which each expert of a mixture has again, after the block's own."""
-_BLOCK_NUMBERS = 11
+_BLOCK_NUMBERS = 12
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -219,8 +219,8 @@ class Kernels:
 
     def new_block(self, model: int, shape: Sequence[int], eps: float, scale: float) -> int:
         """``shape``: kind, hidden, inner, heads, kv heads, head_dim, rotary_dim, window, experts, active
-        experts, flag; 0 where without meaning or left out. The flag: the shares of a mixture's active experts
-        sum to one; the rows of a head count as divided by their lengths."""
+        experts, whether their shares sum to one, whether the rows of a head count as divided by their
+        lengths; 0 where without meaning or left out."""
         numbers = np.zeros(_BLOCK_NUMBERS, np.int64)
         numbers[: len(shape)] = shape
         reals = np.array([eps, scale], np.float64)

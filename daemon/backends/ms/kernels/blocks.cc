@@ -108,7 +108,7 @@ std::vector<std::vector<Visit>> route(Block& block, const float* norm, int64_t r
         return share[a] != share[b] ? share[a] > share[b] : a < b;
       });
     float sum = 1.0f;
-    if (shape.flag && shape.active > 1) {
+    if (shape.renormalise && shape.active > 1) {
       sum = 1e-9f;
       for (auto e = order.begin(); e != chosen; ++e) sum += share[*e];
     }
@@ -279,7 +279,7 @@ void head(Block& block, const float* x) {
   for (int64_t i = 0; i < rows; ++i)
     kernels().rms_norm(x + wanted[static_cast<size_t>(i)] * shape.hidden, norm_weight.data(), shape.eps, shape.hidden,
                        norm + i * shape.hidden);
-  const float* lengths = shape.flag ? inverse_lengths(block, weights) : nullptr;
+  const float* lengths = shape.unit_rows ? inverse_lengths(block, weights) : nullptr;
   std::vector<std::atomic<bool>> broken(static_cast<size_t>(rows));
   matmul(weights, norm, shape.hidden, rows, logits, stride, [&](const Region& region) {
     const int64_t first = region.panel0 * kLanes, n = std::min(shape.inner, region.panel1 * kLanes) - first;

@@ -119,14 +119,14 @@ MP_API int64_t mp_model_free(int64_t handle) {
   return guarded([&] { return Registry::instance().remove_model(handle), int64_t{0}; });
 }
 
-// shape: kind, hidden, inner, heads, kv heads, head_dim, rotary_dim, window, experts, active experts, flag;
+// shape: kind, hidden, inner, heads, kv heads, head_dim, rotary_dim, window, experts, active experts, renormalise, unit rows;
 // reals: eps, scale
 MP_API int64_t mp_block_new(int64_t model, const int64_t* shape, const double* reals) {
   return guarded([&] {
     const HeadShape heads{shape[3], shape[4], shape[5], shape[6], shape[7]};
     const BlockShape wanted{static_cast<BlockKind>(shape[0]), shape[1],  shape[2],      heads,
-                            shape[8],                         shape[9],  shape[10] != 0, static_cast<float>(reals[0]),
-                            static_cast<float>(reals[1])};
+                            shape[8],                         shape[9],  shape[10] != 0, shape[11] != 0,
+                            static_cast<float>(reals[0]),     static_cast<float>(reals[1])};
     return Registry::instance().add(std::make_unique<Block>(Registry::instance().model(model), wanted));
   });
 }

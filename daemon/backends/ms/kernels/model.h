@@ -40,7 +40,8 @@ struct BlockShape {
   HeadShape heads;
   int64_t experts;
   int64_t active;       // experts a row is sent to
-  bool flag;            // of a mixture: shares of the active experts sum to one; of a head: its rows have length one
+  bool renormalise;     // the shares of the active experts sum to one
+  bool unit_rows;       // of a head: its rows count as divided by their lengths
   float eps;
   float scale;          // of the embedding, of a residual branch, of the logits
 };

@@ -214,7 +214,7 @@ class Decoder {
 
   int64_t block(int64_t kind, int64_t inner, double scale) const {
     const int64_t shape[] = {kind, kHidden, inner, shape_.heads, shape_.kv_heads, shape_.dim, shape_.rotary,
-                             shape_.window, kExperts, 2, kind != 3 || shape_.even};
+                             shape_.window, kExperts, 2, 1, shape_.even};
     const double reals[] = {1e-5, scale};
     return check(mp_block_new(model_, shape, reals));
   }

@@ -98,15 +98,17 @@ def test_dynamic_grows_the_base_beyond_the_trained_length() -> None:
     assert scale == 1.0
 
 
-@pytest.mark.parametrize(("context", "which", "scale"), [(4096, "short", 1.0), (16384, "long", None)])
+@pytest.mark.parametrize(("context", "which"), [(4096, "short"), (4097, "long"), (16384, "long")])
+@pytest.mark.parametrize(("longest", "stretch"), [(4096, 1), (16384, 4)])
 def test_longrope_takes_the_factors_of_the_length_served(
-    context: int, which: str, scale: float | None
+    context: int, which: str, longest: int, stretch: float
 ) -> None:
     short, long = [1.0 + j / 100 for j in range(DIM // 2)], [2.0 + j for j in range(DIM // 2)]
     scaling = {"type": "longrope", "short_factor": short, "long_factor": long}
-    rope = rope_of({**scaling, "original_max_position_embeddings": 4096}, context)
+    lengths = {"original_max_position_embeddings": 4096, "max_position_embeddings": longest}
+    rope = rope_of(scaling, context, **lengths)
     assert rope.factors == tuple(short if which == "short" else long)
-    assert rope.scale == pytest.approx(scale or math.sqrt(1 + math.log(4) / math.log(4096)))
+    assert rope.scale == pytest.approx(math.sqrt(1 + math.log(stretch) / math.log(4096)))
 
 
 @pytest.mark.parametrize(
