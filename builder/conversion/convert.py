@@ -18,7 +18,7 @@ from builder.conversion.files import TargetFile, TargetFiles, target_files
 from builder.conversion.order import ConvertOrder
 from builder.conversion.plan import Conversion, plan_conversion
 from builder.conversion.store import SUMS_NAME, Store, checksums, open_store, target_exists
-from builder.conversion.subject import find_subject
+from builder.conversion.subject import Subject, find_subject
 from builder.forecast import size_text
 from builder.progress import Progress
 from builder.staging import sync_folder
@@ -53,7 +53,8 @@ def _convert(order: ConvertOrder, progress: Progress) -> Converted:
     order.check()
     source = find_source(order.source)
     _check_target(order, source)
-    subject = find_subject(order.model, order.source)
+    by_name = order.keeps_names(len(source.ranks))
+    subject = Subject() if by_name else find_subject(order.model, order.source)
     conversion = plan_conversion(source, subject, order)
     files = target_files(conversion, order)
     if order.dry_run:

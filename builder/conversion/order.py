@@ -58,6 +58,10 @@ class ConvertOrder:
     def ranked(self) -> bool:
         return self.ranks is not None or self.target_strategy is not None
 
+    def keeps_names(self, source_ranks: int) -> bool:
+        """Whether tensors go over by their own names, whatever they are to a model."""
+        return self.to is None and self.ranks is None and (source_ranks == 1 or self.strategy is not None)
+
     def written_format(self) -> Format:
         """The file format of the result. Raises ``Fault`` when two are asked for."""
         stated = _SUFFIXES.get(self.target.suffix)

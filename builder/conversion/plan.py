@@ -42,8 +42,8 @@ def plan_conversion(source: Source, subject: Subject, order: ConvertOrder) -> Co
     """Decide the tensors of the result. Raises ``Fault``."""
     family, facts = (subject.family.name if subject.family else None), subject.facts
     known = [without_training_state(tensors) for tensors in source.ranks]
-    if order.to is None and (len(known) == 1 or order.strategy) and order.ranks is None:
-        whole = _whole_by_name(source.ranks, order)  # whatever is in it stays as it is
+    if order.keeps_names(len(source.ranks)):
+        whole = _whole_by_name(source.ranks, order)
         return Conversion(_shared(whole, order), source.form, ())
     left_out = known[0][1]
     if order.strategy is not None:

@@ -324,6 +324,15 @@ def test_a_target_is_replaced_when_asked(source: Path, convert: Convert, tmp_pat
     assert not list(tmp_path.glob(".converting-*"))
 
 
+def test_names_that_are_kept_need_no_known_model(source: Path, builder: Builder, tmp_path: Path) -> None:
+    (source / "config.json").write_text(json.dumps({"architectures": ["BertModel"]}))
+    arrays = {"embeddings.weight": np.ones((3, 4), "f2"), "ids": np.arange(3)}
+    save_file(arrays, source / "model.safetensors")
+    assert builder("convert", source, tmp_path / "a.bin", "-q").code == 0
+    assert same(arrays_of(tmp_path / "a.bin"), arrays)
+    refused(builder("convert", source, tmp_path / "b", "--to", "mindformers-r1"), "BertModel")
+
+
 def test_an_unknown_model_needs_its_name(source: Path, builder: Builder, tmp_path: Path) -> None:
     assert builder("convert", source, tmp_path / "a.ckpt", "--to", "mindformers-r1", "-q").code == 0
     refused(
