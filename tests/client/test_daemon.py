@@ -55,6 +55,11 @@ def test_raw_continues_the_text(client: Client) -> None:
     assert answer.usage.completion_tokens == 3
 
 
+def test_urgency_reaches_the_engine(client: Client, daemon: RunningDaemon) -> None:
+    client.generate("Hello", model="echo", priority=-3)
+    assert daemon.backend("echo").requests[-1].priority == -3
+
+
 def test_stream_gives_the_same_in_pieces(client: Client) -> None:
     whole = client.generate("生抽与老抽的区别？", model="echo")
     with client.stream("生抽与老抽的区别？", model="echo") as stream:
