@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -361,7 +362,7 @@ def large(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_after_an_interrupt_finished_files_are_kept_and_taken_up(
     number: signal.Signals, large: Path, builder: Builder, tmp_path: Path
 ) -> None:
@@ -386,6 +387,21 @@ def test_after_an_interrupt_finished_files_are_kept_and_taken_up(
     assert {"journal.json", *resumed} == kept
     assert not journal.parent.exists()
     assert (target / "model.safetensors.index.json").is_file()
+
+
+def test_a_disk_that_becomes_full_keeps_what_is_finished(large: Path, tmp_path: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**22, 2**22))
+
+    target = tmp_path / "out"
+    process = spawn("convert", large, target, "--max-shard-size", "1MB", preexec_fn=limit)
+    _out, err = process.communicate(timeout=60)
+    assert process.returncode == 6, err
+    assert "became full" in err
+    assert "run the same command again" in err
+    assert not target.exists()
+    kept = list(tmp_path.glob(".converting-out/*"))
+    assert all(path.stat().st_size < 2**22 for path in kept)
 
 
 def test_a_finished_file_that_was_damaged_is_made_again(
