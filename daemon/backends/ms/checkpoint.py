@@ -43,7 +43,7 @@ class Checkpoint:
         self.folder = folder
         self.tensors: dict[str, StoredTensor] = {}
         for path in _files(folder):
-            self.tensors.update(_header(path))
+            self.tensors.update(read_header(path))
 
     @property
     def total_bytes(self) -> int:
@@ -81,7 +81,7 @@ def _files(folder: Path) -> list[Path]:
     raise Fault(FaultKind.INVALID_MODEL, message)
 
 
-def _header(path: Path) -> dict[str, StoredTensor]:
+def read_header(path: Path) -> dict[str, StoredTensor]:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")

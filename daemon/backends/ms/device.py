@@ -11,7 +11,7 @@ from mindspore import nn, ops
 
 from daemon.backends.ms import kernels as k
 from daemon.backends.ms.quantization import Formats, Use
-from daemon.backends.ms.weights import Slot, Tensor, WeightPlan
+from daemon.backends.ms.weights import MatrixShape, Slot, Tensor, WeightPlan
 
 
 @dataclass(slots=True)
@@ -24,6 +24,8 @@ class Device:
     formats: Formats
     plan: WeightPlan = field(default_factory=WeightPlan)
     matrices: list[int] = field(default_factory=list)
+    adaptable: dict[int, MatrixShape] = field(default_factory=dict)
+    """Matrices of linear layers that every row passes through: adapters may change them."""
 
     def new_matrix(
         self, rows: int, cols: int, names: Sequence[str], *, parts: int = 1, use: Use = "linear"
@@ -31,8 +33,17 @@ class Device:
         """A packed matrix for these tensors, in the format the model is to have them."""
         dtype = self.formats.of(names, use)
         if isinstance(dtype, k.Whole):
-            return self._keep(self.library.new_whole_matrix(rows, cols, dtype, parts=parts))
-        return self._keep(self.library.new_matrix(rows, cols, parts=parts, dtype=dtype))
+            matrix = self._keep(self.library.new_whole_matrix(rows, cols, dtype, parts=parts))
+        else:
+            matrix = self._keep(self.library.new_matrix(rows, cols, parts=parts, dtype=dtype))
+        if use != "table":
+            self.adaptable[matrix] = MatrixShape(rows, cols, parts)
+        return matrix
+
+    def protect(self, *matrices: int) -> None:
+        """Adapters must leave these alone."""
+        for matrix in matrices:
+            self.adaptable.pop(matrix, None)
 
     def new_exact_matrix(self, rows: int, cols: int, name: str) -> int:
         """A matrix that stays float32 whatever the model's format, unless it is stored quantized."""

@@ -19,6 +19,8 @@ def _slots(
     hidden, inner = sizes
     gate_up = device.new_matrix(inner, hidden, names_of(tensors, "gate", "up"), parts=2)
     down = device.new_matrix(hidden, inner, names_of(tensors, "down"))
+    if expert >= 0:
+        device.protect(gate_up, down)  # an expert's rows are not the step's
     matrices, vectors = k.MATRICES * (expert + 1), k.VECTORS * (expert + 1)
     device.library.set_matrix(block, matrices + k.IN_MATRIX, gate_up)
     device.library.set_matrix(block, matrices + k.OUT_MATRIX, down)

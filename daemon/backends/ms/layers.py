@@ -76,13 +76,14 @@ class LMHead(Block):
         super().__init__(device, "MindPortHead", block, ((1,), mindspore.int32))
         slots = {"norm": vector_slot(block, k.NORM, shape.hidden)}
         device.plan.add(Tensor(norm, ("norm",)), slots)
-        if isinstance(table, Embedding):
-            if not device.formats.splits_shared_head:
-                device.library.set_matrix(block, k.IN_MATRIX, table.matrix)
-                return
-            table = table.table
-        matrix = device.new_matrix(shape.vocab, shape.hidden, [table], use="head")
+        if isinstance(table, Embedding) and not device.formats.splits_shared_head:
+            device.library.set_matrix(block, k.IN_MATRIX, table.matrix)
+            return
+        name = table.table if isinstance(table, Embedding) else table
+        matrix = device.new_matrix(shape.vocab, shape.hidden, [name], use="head")
+        if unit_rows or isinstance(table, Embedding):
+            device.protect(matrix)  # its lengths, or the embedding, would have to change with it
         device.library.set_matrix(block, k.IN_MATRIX, matrix)
         device.plan.add(
-            Tensor(table, ("table",)), {"table": Slot(shape.vocab, matrix=matrix, cols=shape.hidden)}
+            Tensor(name, ("table",)), {"table": Slot(shape.vocab, matrix=matrix, cols=shape.hidden)}
         )

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from contract.faults import Fault, FaultKind
 from contract.serving import read_config
+from daemon.backends.ms.adapters import AdapterLoader
 from daemon.backends.ms.checkpoint import Checkpoint
 from daemon.backends.ms.kernels import (
     CACHE_FORMATS,
@@ -83,6 +84,7 @@ class ModelRunner:
         self.weight_bytes: int = device.weight_bytes
         self._kernels = kernels
         self._device = device
+        self._adapters = AdapterLoader(kernels, device.plan, device.adaptable)
         self._model: int = device.model
         self._closed = False
         self._network: Any = None
@@ -141,7 +143,6 @@ class ModelRunner:
             device.release()
             kernels.free_model(model)
             raise
-        device.release()
         progress(1.0, "ready")
         return runner
 
@@ -170,6 +171,20 @@ class ModelRunner:
             raise Fault(kind, f"the step failed: {failure}", details={"rows": rows})
         return self._kernels.logits(self._model, wanted, self.vocab_size)
 
+    def load_adapter(self, folder: Path) -> tuple[int, int]:
+        """Packs a LoRA adapter: the number that segments name it by, and the bytes it takes.
+
+        May run beside ``execute``. Raises ``Fault`` when it is damaged or not for this model.
+        """
+        try:
+            return self._adapters.load(folder)
+        except KernelError as error:
+            raise _fault_of(error) from None
+
+    def free_adapter(self, adapter: int) -> None:
+        """No later step may name it."""
+        self._kernels.free_adapter(adapter)
+
     def copy_block(self, src: int, dst: int) -> None:
         """Copies a KV block of every layer. Raises ``Fault`` when there is no such block."""
         try:
@@ -182,6 +197,7 @@ class ModelRunner:
         if not self._closed:
             self._closed = True
             self._network = None
+            self._device.release()
             self._kernels.free_model(self._model)
 
     def _write_tokens(self, segments: Sequence[Segment]) -> tuple[int, int]:
@@ -203,7 +219,8 @@ class ModelRunner:
         ).reshape(-1, 4)
         rope = np.array([(s.rope_base, s.rope_scale) for s in segments], np.float64).reshape(-1, 2)
         tables = np.fromiter((block for s in segments for block in s.block_table), np.int32)
-        return self._kernels.begin_step(self._model, shape, rope, tables)
+        adapters = [segment.adapter for segment in segments]
+        return self._kernels.begin_step(self._model, shape, rope, tables, adapters)
 
     def _inputs(self, serial: int) -> tuple[Any, Any]:
         import mindspore

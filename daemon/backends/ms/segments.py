@@ -20,3 +20,5 @@ class Segment:
     rope_base: float
     rope_scale: float
     """Multiplies cos and sin (TeleChat2's mscale)."""
+    adapter: int = 0
+    """The kernels' handle; 0: none."""

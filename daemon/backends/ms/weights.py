@@ -87,6 +87,19 @@ class Slot:
         return order
 
 
+@dataclass(frozen=True, slots=True)
+class MatrixShape:
+    """Of a packed matrix; its ``parts`` take turns by panels."""
+
+    rows: int
+    cols: int
+    parts: int
+
+    @property
+    def panels(self) -> int:
+        return -(-self.rows // PANEL_ROWS) * self.parts
+
+
 @dataclass(slots=True)
 class WeightPlan:
     """Every tensor a network reads, with the slots of its roles."""

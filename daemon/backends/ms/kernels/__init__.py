@@ -41,6 +41,7 @@ NORM, IN_BIAS, OUT_BIAS, UP_BIAS, SLOPES, QUERY_NORM, KEY_NORM, ROTARY_FACTORS =
 MATRICES, VECTORS = 2, 8
 """Slots of a block, which each expert of a mixture has again, after the block's own."""
 _BLOCK_NUMBERS = 12
+_SEGMENT_NUMBERS = 5
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -59,6 +60,9 @@ _SIGNATURES: Mapping[str, tuple[int, int]] = MappingProxyType(
         "mp_block_set_matrix": (3, 0),
         "mp_block_set_vector": (5, 1),
         "mp_step": (2, 3),
+        "mp_adapter_new": (0, 0),
+        "mp_adapter_set": (5, 3),
+        "mp_adapter_free": (1, 0),
         "mp_copy_block": (3, 0),
         "mp_run_block": (1, 2),
     }
@@ -76,6 +80,21 @@ class Whole:
     """Columns that share a scale: a multiple of 32."""
     scales: str
     """Float format of the scales."""
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """``y += U (scales * (D x))`` for one matrix."""
+
+    down: int
+    """D [reduced, cols], a matrix of a float format."""
+    scales: FloatArray
+    """[reduced]"""
+    spans: npt.NDArray[np.int64]
+    """[panels of the matrix, 3]: first column of U, how many, and where the panel begins in ``up``."""
+    up: npt.NDArray[np.generic]
+    """Panels [columns][16] of U, the columns that a panel does not use left out."""
+    up_dtype: str
 
 
 class KernelError(Exception):
@@ -234,6 +253,24 @@ class Kernels:
         function = self._library.mp_block_set_vector
         self._check(function(block, slot, size, first, values.size, pointer(values)))
 
+    # Adapters.
+
+    def new_adapter(self) -> int:
+        """An adapter that changes nothing yet."""
+        return self._check(self._library.mp_adapter_new())
+
+    def set_low_rank(self, adapter: int, matrix: int, change: LowRank) -> int:
+        """What an adapter adds to the products of a matrix. Returns the bytes it takes."""
+        elements, format_ = change.up.size, FORMATS[change.up_dtype]
+        arrays = (pointer(change.scales), pointer(change.spans), pointer(change.up))
+        return self._check(
+            self._library.mp_adapter_set(adapter, matrix, change.down, elements, format_, *arrays)
+        )
+
+    def free_adapter(self, adapter: int) -> None:
+        """No step may name it any more."""
+        self._check(self._library.mp_adapter_free(adapter))
+
     # Steps.
 
     def begin_step(
@@ -242,14 +279,20 @@ class Kernels:
         shape: npt.NDArray[np.int64],
         rope: npt.NDArray[np.float64],
         tables: npt.NDArray[np.int32],
+        adapters: Sequence[int] | None = None,
     ) -> int:
         """Describes the next step; returns its serial number, which the operators are given.
 
         ``shape`` [segments, 4]: rows, first position, length of the block table, first row that wants logits;
-        ``rope`` [segments, 2]: base, scale; ``tables``: the block tables one after the other.
+        ``rope`` [segments, 2]: base, scale; ``tables``: the block tables one after the other; ``adapters``:
+        one a segment, 0 for none.
         """
+        numbers = np.zeros((len(shape), _SEGMENT_NUMBERS), np.int64)
+        numbers[:, :4] = shape
+        if adapters is not None:
+            numbers[:, 4] = adapters
         function = self._library.mp_step
-        return self._check(function(model, len(shape), pointer(shape), pointer(rope), pointer(tables)))
+        return self._check(function(model, len(shape), pointer(numbers), pointer(rope), pointer(tables)))
 
     def failure(self, model: int) -> str:
         """Why an operator of the last step failed; empty when none did."""

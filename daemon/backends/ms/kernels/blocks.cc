@@ -30,6 +30,12 @@ void add_bias(const Region& region, const float* bias, int64_t columns, float* c
 
 constexpr int64_t kItself = -1;  // in place of an expert: the block's own weights
 
+// Rows of the step that use adapters. Experts have none: their rows are not the step's.
+const std::vector<AdapterRun>& adapted_rows(const Block& block, int64_t expert) {
+  static const std::vector<AdapterRun> none;
+  return expert == kItself ? block.model->adapted : none;
+}
+
 // silu(gate) * up of rows [rows][hidden]: [rows][inner].
 const float* activate(Block& block, int64_t expert, const float* in, int64_t rows) {
   Model::Scratch& scratch = block.model->scratch;
@@ -40,8 +46,10 @@ const float* activate(Block& block, int64_t expert, const float* in, int64_t row
   const int64_t stride = weights.panels() * kLanes;
   float* wide = scratch.wide.at_least(static_cast<size_t>(rows * stride));
   float* activated = scratch.attended.at_least(static_cast<size_t>(rows * inner));
+  const Correction correction(adapted_rows(block, expert), weights, in, hidden, scratch.reduced);
   matmul(weights, in, hidden, rows, wide, stride, [&](const Region& region) {
     const KernelTable& table = kernels();
+    correction.add(region, wide, stride);
     for (int64_t r = region.row0; r < region.row1; ++r) {
       for (int64_t panel = region.panel0; panel < region.panel1; panel += 2) {
         float* g = wide + r * stride + panel * kLanes;
@@ -64,7 +72,9 @@ void project(Block& block, int64_t expert, const float* a, int64_t rows, const T
   const float* bias = block.optional_vector(vector_slot(expert, out_bias), hidden);
   const int64_t stride = weights.panels() * kLanes;
   float* delta = block.model->scratch.delta.at_least(static_cast<size_t>(rows * stride));
+  const Correction correction(adapted_rows(block, expert), weights, a, width, block.model->scratch.reduced);
   matmul(weights, a, width, rows, delta, stride, [&](const Region& region) {
+    correction.add(region, delta, stride);
     if (bias != nullptr) add_bias(region, bias, hidden, delta, stride);
     const int64_t first = region.panel0 * kLanes, n = std::min(hidden, region.panel1 * kLanes) - first;
     for (int64_t r = region.row0; r < region.row1; ++r) take(r, first, n, delta + r * stride + first);
@@ -163,6 +173,26 @@ const float* Block::optional_vector(int slot, int64_t size) const {
   return v.empty() ? nullptr : v.data();
 }
 
+void find_adapters(Model& model) {
+  const auto append = [](std::vector<AdapterRun>& runs, int64_t first, int64_t last, const Adapter* adapter) {
+    if (first == last) return;
+    if (!runs.empty() && runs.back().last == first && runs.back().adapter == adapter) runs.back().last = last;
+    else runs.push_back({first, last, adapter});
+  };
+  model.adapted.clear();
+  model.adapted_logits.clear();
+  int64_t logit_row = 0;
+  for (const Segment& s : model.step.segments) {
+    const int64_t logits = s.count - s.logits_from;
+    if (s.adapter != 0) {
+      const Adapter* adapter = &Registry::instance().adapter(s.adapter);
+      append(model.adapted, s.row, s.row + s.count, adapter);
+      append(model.adapted_logits, logit_row, logit_row + logits, adapter);
+    }
+    logit_row += logits;
+  }
+}
+
 void embed(Block& block, const int32_t* tokens, float* out) {
   const int64_t hidden = block.shape.hidden;
   const Matrix& table = block.matrix(table_matrix, block.shape.inner, hidden);
@@ -192,7 +222,9 @@ void attention_block(Block& block, const float* x, float* out) {
   float* queries = model.scratch.queries.at_least(static_cast<size_t>(step.rows * inner));
   float* attended = model.scratch.attended.at_least(static_cast<size_t>(step.rows * inner));
   norm_rows(x, step.rows, block.vector(norm_vector, shape.hidden), shape.eps, norm);
+  const Correction correction(model.adapted, weights, norm, shape.hidden, model.scratch.reduced);
   matmul(weights, norm, shape.hidden, step.rows, projected, stride, [&](const Region& region) {
+    correction.add(region, projected, stride);
     if (bias != nullptr) add_bias(region, bias, width, projected, stride);
   });
   const int64_t half = heads.rotary_dim / 2;
@@ -281,7 +313,9 @@ void head(Block& block, const float* x) {
                        norm + i * shape.hidden);
   const float* lengths = shape.unit_rows ? inverse_lengths(block, weights) : nullptr;
   std::vector<std::atomic<bool>> broken(static_cast<size_t>(rows));
+  const Correction correction(model.adapted_logits, weights, norm, shape.hidden, model.scratch.reduced);
   matmul(weights, norm, shape.hidden, rows, logits, stride, [&](const Region& region) {
+    correction.add(region, logits, stride);
     const int64_t first = region.panel0 * kLanes, n = std::min(shape.inner, region.panel1 * kLanes) - first;
     for (int64_t r = region.row0; r < region.row1; ++r) {
       float* row = logits + r * stride + first;

@@ -150,6 +150,44 @@ MP_API int64_t mp_block_set_vector(int64_t block, int64_t slot, int64_t size, in
   });
 }
 
+// Adapters.
+
+MP_API int64_t mp_adapter_new() {
+  return guarded([&] { return Registry::instance().add(std::make_unique<Adapter>()); });
+}
+
+// What the adapter adds to a matrix: `down` [reduced, cols] with a scale for each row; for each panel of the matrix
+// {first column, columns, offset in `up`}; and `up`, panels [columns][16]. Returns the bytes it takes.
+MP_API int64_t mp_adapter_set(int64_t handle, int64_t matrix, int64_t down, int64_t elements, int64_t format,
+                              const float* scales, const int64_t* spans, const void* up) {
+  return guarded([&] {
+    const auto changed = Registry::instance().matrix(matrix);
+    LowRank change;
+    change.down = Registry::instance().matrix(down);
+    change.format = checked_float(format);
+    if (!is_float(change.down->format()) || change.down->cols() != changed->cols())
+      throw std::invalid_argument("a low-rank change does not fit its matrix");
+    const int64_t reduced = change.down->rows();
+    change.scales.assign(scales, scales + reduced);
+    for (int64_t panel = 0; panel < changed->panels(); ++panel) {
+      const int64_t* s = spans + 3 * panel;
+      if (s[0] < 0 || s[1] < 0 || s[0] + s[1] > reduced || s[2] < 0 || s[2] + s[1] * kLanes > elements)
+        throw std::out_of_range("a span of a low-rank change lies outside of it");
+      change.spans.push_back({s[0], s[1], s[2]});
+    }
+    const int64_t size = elements * element_bytes(change.format);
+    change.up = Memory(static_cast<size_t>(size));
+    std::copy_n(static_cast<const uint8_t*>(up), size, change.up.bytes());
+    const int64_t bytes = change.bytes();
+    Registry::instance().adapter(handle).changes[changed.get()] = std::move(change);
+    return bytes;
+  });
+}
+
+MP_API int64_t mp_adapter_free(int64_t handle) {
+  return guarded([&] { return Registry::instance().remove_adapter(handle), int64_t{0}; });
+}
+
 // Begins a step and returns its serial number, which the operators of the step are given.
 MP_API int64_t mp_step(int64_t handle, int64_t segments, const int64_t* shape, const double* rope,
                        const int32_t* tables) {
@@ -159,6 +197,7 @@ MP_API int64_t mp_step(int64_t handle, int64_t segments, const int64_t* shape, c
     model.failure.clear();
     ++model.step.serial;
     model.step.set(segments, shape, rope, tables, model.limits);
+    find_adapters(model);
     return model.step.serial;
   });
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "low_rank.h"
 #include "matrix.h"
 #include "step.h"
 
@@ -77,8 +78,11 @@ class Model {
   Memory logits;          // [max_logit_rows][padded vocabulary]
   int64_t logit_stride = 0;
 
+  // Which rows of the step, and which rows of logits, use adapters.
+  std::vector<AdapterRun> adapted, adapted_logits;
+
   struct Scratch {
-    Memory norm, wide, queries, attended, delta, mixed;
+    Memory norm, wide, queries, attended, delta, mixed, reduced;
   } scratch;
 };
 
@@ -88,7 +92,10 @@ void feed_forward(Block& block, const float* x, float* out);
 void head(Block& block, const float* x);
 void mixture(Block& block, const float* x, float* out);
 
-// Handles by which operators and callers name models, blocks and matrices.
+// Finds the adapters that the segments of the step name. Throws std::invalid_argument for one that does not exist.
+void find_adapters(Model& model);
+
+// Handles by which operators and callers name models, blocks, matrices and adapters.
 class Registry {
  public:
   static Registry& instance();
@@ -97,11 +104,14 @@ class Registry {
   int64_t add(std::unique_ptr<Model> model);
   int64_t add(std::unique_ptr<Block> block);
   int64_t add(std::shared_ptr<Matrix> matrix);
+  int64_t add(std::unique_ptr<Adapter> adapter);
   Model& model(int64_t handle);
   Block& block(int64_t handle);
   std::shared_ptr<Matrix> matrix(int64_t handle);
+  Adapter& adapter(int64_t handle);
   void remove_model(int64_t handle);  // with its blocks
   void remove_matrix(int64_t handle);
+  void remove_adapter(int64_t handle);
 
  private:
   std::mutex mutex_, table_mutex_;
@@ -109,6 +119,7 @@ class Registry {
   std::map<int64_t, std::unique_ptr<Model>> models_;
   std::map<int64_t, std::unique_ptr<Block>> blocks_;
   std::map<int64_t, std::shared_ptr<Matrix>> matrices_;
+  std::map<int64_t, std::unique_ptr<Adapter>> adapters_;
 };
 
 }  // namespace mindport

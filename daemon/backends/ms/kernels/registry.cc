@@ -38,6 +38,12 @@ int64_t Registry::add(std::shared_ptr<Matrix> matrix) {
   return next_++;
 }
 
+int64_t Registry::add(std::unique_ptr<Adapter> adapter) {
+  std::lock_guard<std::mutex> lock(table_mutex_);
+  adapters_[next_] = std::move(adapter);
+  return next_++;
+}
+
 Model& Registry::model(int64_t handle) {
   std::lock_guard<std::mutex> lock(table_mutex_);
   return *find(models_, handle, "model");
@@ -53,6 +59,11 @@ std::shared_ptr<Matrix> Registry::matrix(int64_t handle) {
   return find(matrices_, handle, "matrix");
 }
 
+Adapter& Registry::adapter(int64_t handle) {
+  std::lock_guard<std::mutex> lock(table_mutex_);
+  return *find(adapters_, handle, "adapter");
+}
+
 void Registry::remove_model(int64_t handle) {
   std::scoped_lock lock(mutex_, table_mutex_);
   const Model* model = find(models_, handle, "model").get();
@@ -65,6 +76,12 @@ void Registry::remove_matrix(int64_t handle) {
   std::lock_guard<std::mutex> lock(table_mutex_);
   find(matrices_, handle, "matrix");
   matrices_.erase(handle);
+}
+
+void Registry::remove_adapter(int64_t handle) {
+  std::scoped_lock lock(mutex_, table_mutex_);  // no step is being computed
+  find(adapters_, handle, "adapter");
+  adapters_.erase(handle);
 }
 
 }  // namespace mindport

@@ -36,12 +36,12 @@ void Step::set(int64_t count, const int64_t* shape, const double* rope, const in
   rotaries_.clear();
   tasks_rows_ = 0;
   int64_t entries = 0;
-  for (int64_t i = 0; i < count; ++i) entries += std::max<int64_t>(0, shape[4 * i + 2]);
+  for (int64_t i = 0; i < count; ++i) entries += std::max<int64_t>(0, shape[kSegmentNumbers * i + 2]);
   tables_.assign(tables, tables + entries);
   const int32_t* table = tables_.data();
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t* s = shape + 4 * i;
-    segments.push_back({rows, s[0], s[1], table, s[3], rope[2 * i], rope[2 * i + 1]});
+    const int64_t* s = shape + kSegmentNumbers * i;
+    segments.push_back({rows, s[0], s[1], table, s[3], rope[2 * i], rope[2 * i + 1], s[4]});
     check(i, segments.back(), s[2], limits);
     rows += s[0];
     table += s[2];

@@ -8,6 +8,8 @@
 
 namespace mindport {
 
+constexpr int64_t kSegmentNumbers = 5;  // that describe a segment
+
 // Consecutive tokens of one sequence.
 struct Segment {
   int64_t row;             // its first row in the step
@@ -17,6 +19,7 @@ struct Segment {
   int64_t logits_from;     // rows [logits_from, count) want logits
   double rope_base;
   double rope_scale;
+  int64_t adapter;         // handle; 0: none
 };
 
 struct Limits {
@@ -36,7 +39,7 @@ struct Rotary {
 
 class Step {
  public:
-  // Copies and checks a description: per segment {count, start, table length, logits_from} and {base, scale}, and the
+  // Copies and checks a description: per segment {count, start, table length, logits_from, adapter} and {base, scale}, and the
   // block tables one after the other. Throws std::invalid_argument naming the segment.
   void set(int64_t segments, const int64_t* shape, const double* rope, const int32_t* tables, const Limits& limits);
 

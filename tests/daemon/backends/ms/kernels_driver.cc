@@ -255,7 +255,7 @@ class Decoder {
   void next(const int32_t* tokens, int64_t start, int64_t count) {
     std::vector<int32_t> table;
     for (int32_t i = 0; i < kBlocks; ++i) table.push_back(i * 7 % static_cast<int32_t>(kBlocks));
-    const int64_t shape[] = {count, start, kBlocks, count - 1};
+    const int64_t shape[] = {count, start, kBlocks, count - 1, 0};
     const double rope[] = {10000.0, 1.1};
     check(mp_step(model_, 1, shape, rope, table.data()));
     Floats x(static_cast<size_t>(count * kHidden)), y(x.size());

@@ -1,0 +1,95 @@
+#include "low_rank.h"
+
+#include <algorithm>
+
+#include "table.h"
+#include "threadpool.h"
+
+namespace mindport {
+namespace {
+
+int log2_of(int64_t width) { return width == 4 ? 2 : width == 2 ? 1 : 0; }
+
+// The most panels, at most `panels`, that a tile of these rows takes at once.
+int64_t widest(Format format, int64_t rows, int64_t panels) {
+  const auto& functions = kernels().tile[static_cast<int>(format)][rows];
+  int64_t width = 1;
+  while (width < 4 && 2 * width <= panels && functions[log2_of(2 * width)] != nullptr) width *= 2;
+  return width;
+}
+
+}  // namespace
+
+Correction::Correction(const std::vector<AdapterRun>& runs, const Matrix& weights, const float* a, int64_t a_row,
+                       Memory& reduced) {
+  int64_t rows = 0;
+  for (const AdapterRun& run : runs) {
+    const LowRank* change = run.adapter->of(weights);
+    if (change == nullptr) continue;
+    runs_.push_back({run.first, run.last, change});
+    stride_ = std::max(stride_, change->down->panels() * kLanes);
+    rows = std::max(rows, run.last);
+  }
+  if (runs_.empty()) return;
+  reduced_ = reduced.at_least(static_cast<size_t>(rows * stride_));
+
+  const int64_t most = kernels().tile_rows;
+  struct Task {
+    const Run* run;
+    int64_t row, count;
+  };
+  std::vector<Task> tasks;
+  for (const Run& run : runs_)
+    for (int64_t row = run.first; row < run.last; row += most) tasks.push_back({&run, row, std::min(most, run.last - row)});
+  ThreadPool::instance().each(static_cast<int64_t>(tasks.size()), 1, [&](int64_t first, int64_t last, int) {
+    for (int64_t i = first; i < last; ++i) {
+      const auto [run, row, count] = tasks[static_cast<size_t>(i)];
+      const Matrix& down = *run->change->down;
+      for (int64_t panel = 0; panel < down.panels();) {
+        const int64_t width = widest(down.format(), count, down.panels() - panel);
+        kernels().tile[static_cast<int>(down.format())][count][log2_of(width)](
+            {a + row * a_row, a_row, down.panel(panel), down.panel_elements(), down.cols(),
+             reduced_ + row * stride_ + panel * kLanes, stride_, false});
+        panel += width;
+      }
+      for (int64_t r = row; r < row + count; ++r)
+        for (size_t j = 0; j < run->change->scales.size(); ++j) reduced_[r * stride_ + static_cast<int64_t>(j)] *= run->change->scales[j];
+    }
+  });
+}
+
+void Correction::add(const Region& region, float* c, int64_t c_row) const {
+  const int64_t most = kernels().tile_rows;
+  for (const Run& run : runs_) {
+    const int64_t first = std::max(run.first, region.row0), last = std::min(run.last, region.row1);
+    if (first >= last) continue;
+    const LowRank& change = *run.change;
+    const int format = static_cast<int>(change.format);
+    const int64_t element = element_bytes(change.format);
+    for (int64_t panel = region.panel0; panel < region.panel1;) {
+      const LowRank::Span& span = change.spans[static_cast<size_t>(panel)];
+      // Neighbours that lie one after the other can be one tile.
+      int64_t alike = 1;
+      while (alike < 4 && panel + alike < region.panel1) {
+        const LowRank::Span& next = change.spans[static_cast<size_t>(panel + alike)];
+        if (next.first != span.first || next.count != span.count || next.offset != span.offset + alike * span.count * kLanes) break;
+        ++alike;
+      }
+      int64_t width = alike;
+      for (int64_t row = first; row < last && span.count > 0; row += most) {
+        const int64_t count = std::min(most, last - row);
+        width = std::min(width, widest(change.format, count, alike));
+      }
+      if (width == 3) width = 2;
+      for (int64_t row = first; row < last && span.count > 0; row += most) {
+        const int64_t count = std::min(most, last - row);
+        kernels().tile[format][count][log2_of(width)]({reduced_ + row * stride_ + span.first, stride_,
+                                                       change.up.bytes() + span.offset * element, span.count * kLanes,
+                                                       span.count, c + row * c_row + panel * kLanes, c_row, true});
+      }
+      panel += width;
+    }
+  }
+}
+
+}  // namespace mindport
