@@ -84,6 +84,25 @@ class AsyncClient:
         """Every version of every model the server knows, ready or not."""
         return await self._control(self._transport.models)
 
+    async def load(self, model: str, adapter: tuple[str, str] | None = None) -> None:
+        """Load or reload a model (``NAME`` or ``NAME@VERSION``) and wait until it is ready.
+
+        With ``adapter`` = (name, folder on the server's machine) the loaded model serves that LoRA adapter
+        besides, under its own name. Raises ``ClientError``.
+        """
+        if adapter is None:
+            await self._control(lambda: self._transport.load(model))
+        else:
+            await self._control(lambda: self._transport.load_adapter(model, *adapter))
+
+    async def unload(self, model: str) -> None:
+        """Let a model's requests finish and unload it."""
+        await self._control(lambda: self._transport.unload(model))
+
+    async def unload_adapter(self, name: str) -> None:
+        """Serve an adapter no longer; running requests keep it. Raises ``ModelNotFoundError``."""
+        await self._control(lambda: self._transport.unload_adapter(name))
+
     async def health(self, model: str | None = None) -> Health:
         """Whether the server, and one model if named, is ready. Raises ``ConnectError`` if nobody answers."""
         return await self._control(lambda: self._transport.health(model))

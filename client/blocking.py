@@ -66,6 +66,18 @@ class Client:
         """Every version of every model the server knows, ready or not."""
         return self._loop.run(self._client.models())
 
+    def load(self, model: str, adapter: tuple[str, str] | None = None) -> None:
+        """Load a model, or an adapter beside it. As ``AsyncClient.load``."""
+        self._loop.run(self._client.load(model, adapter))
+
+    def unload(self, model: str) -> None:
+        """Let a model's requests finish and unload it."""
+        self._loop.run(self._client.unload(model))
+
+    def unload_adapter(self, name: str) -> None:
+        """Serve an adapter no longer. As ``AsyncClient.unload_adapter``."""
+        self._loop.run(self._client.unload_adapter(name))
+
     def health(self, model: str | None = None) -> Health:
         """Whether the server, and one model if named, is ready. Raises ``ConnectError`` if nobody answers."""
         return self._loop.run(self._client.health(model))

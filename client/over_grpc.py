@@ -93,6 +93,18 @@ class GrpcTransport:
             for entry in index.models
         ]
 
+    async def load(self, model: str) -> None:
+        await self._ask(self._stub.RepositoryModelLoad, pb.RepositoryModelLoadRequest(model_name=model))
+
+    async def unload(self, model: str) -> None:
+        await self._ask(self._stub.RepositoryModelUnload, pb.RepositoryModelUnloadRequest(model_name=model))
+
+    async def load_adapter(self, model: str | None, name: str, folder: str) -> None:
+        raise invalid("Triton's gRPC protocol has no word for adapters: use HTTP")
+
+    async def unload_adapter(self, name: str) -> None:
+        raise invalid("Triton's gRPC protocol has no word for adapters: use HTTP")
+
     async def health(self, model: str | None) -> Health:
         live = (await self._ask(self._stub.ServerLive, pb.ServerLiveRequest())).live
         ready = (await self._ask(self._stub.ServerReady, pb.ServerReadyRequest())).ready

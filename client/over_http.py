@@ -56,7 +56,12 @@ class HttpTransport:
             return [ModelCard(name=name, context_len=length) for name, length in lengths.items()]
         if response.status_code != 200:
             raise error_of_response(response, body, "")
-        return [_card(entry, lengths) for entry in _decode(body, "")]
+        adapters = [
+            ModelCard(name=card["id"], context_len=card.get("max_model_len"), parent=card["parent"])
+            for card in listed.get("data", [])
+            if card.get("parent")
+        ]
+        return [*(_card(entry, lengths) for entry in _decode(body, "")), *adapters]
 
     async def health(self, model: str | None) -> Health:
         live = await self._ok("/v2/health/live")
@@ -69,8 +74,26 @@ class HttpTransport:
         path = f"/v2/models/{name}/versions/{version}/ready" if version else f"/v2/models/{name}/ready"
         return Health(live=live, ready=ready, model=model, model_ready=await self._ok(path), server=server)
 
+    async def load(self, model: str) -> None:
+        await self._order(*_control_of(model, "load"))
+
+    async def unload(self, model: str) -> None:
+        await self._order(*_control_of(model, "unload"))
+
+    async def load_adapter(self, model: str | None, name: str, folder: str) -> None:
+        body = {"lora_name": name, "lora_path": folder} | ({"model": model} if model else {})
+        await self._order("/v1/load_lora_adapter", body)
+
+    async def unload_adapter(self, name: str) -> None:
+        await self._order("/v1/unload_lora_adapter", {"lora_name": name})
+
     async def aclose(self) -> None:
         await self._http.aclose()
+
+    async def _order(self, path: str, body: dict[str, Any]) -> None:
+        async with self._send("POST", path, json=body) as response:
+            if response.status_code != 200:
+                raise error_of_response(response, await response.aread(), "")
 
     async def _ok(self, path: str) -> bool:
         async with self._send("GET", path) as response:
@@ -104,6 +127,12 @@ class HttpTransport:
         except (httpx2.TransportError, httpx2.DecodingError) as error:
             message = f"the connection to {self._address} broke: {_reason(error)}"
             raise ConnectionLostError(message, request_id=request_id) from error
+
+
+def _control_of(model: str, verb: str) -> tuple[str, dict[str, Any]]:
+    """Triton's path of a load or unload, and its body."""
+    name, _, version = model.partition("@")
+    return f"/v2/repository/models/{name}/{verb}", {"parameters": {"version": version}} if version else {}
 
 
 def _reason(error: Exception) -> str:

@@ -80,6 +80,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     """Why it is not ready, if the server says."""
     context_len: int | None = None
     """Prompt and answer together, in tokens, if the server says."""
+    parent: str | None = None
+    """Of an adapter: the model that it changes."""
 
     @property
     def ready(self) -> bool:

@@ -1,4 +1,4 @@
-"""The seam between the client and the wire: four methods, implemented once for HTTP and once for gRPC.
+"""The seam between the client and the wire: a few methods, implemented once for HTTP and once for gRPC.
 
 A transport neither retries nor measures nor keeps deadlines: ``client.aio`` does, for both.
 """
@@ -30,6 +30,18 @@ class Transport(Protocol):
     async def health(self, model: str | None) -> Health:
         """Raises ``ConnectError`` if nobody answers; an unready server is an answer."""
         ...
+
+    async def load(self, model: str) -> None:
+        """Load or reload a model, and wait until it is ready."""
+        ...
+
+    async def unload(self, model: str) -> None: ...
+
+    async def load_adapter(self, model: str | None, name: str, folder: str) -> None:
+        """Serve the adapter in a folder of the server's machine beside a model, under a name of its own."""
+        ...
+
+    async def unload_adapter(self, name: str) -> None: ...
 
     async def aclose(self) -> None: ...
 

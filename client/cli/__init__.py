@@ -13,6 +13,7 @@ from typing import NoReturn
 import click
 
 from client.cli.chat import chat
+from client.cli.control import load, unload
 from client.cli.generate import generate
 from client.cli.status import health, models
 from client.cli.terminal import ReaderGone, fail, settle_output
@@ -25,6 +26,7 @@ Examples:
   client generate --grpc -m telechat2_tiny < prompt.txt
   client chat --system "用一句话回答"
   client health --wait 60
+  client load telechat2_tiny --adapter pirate=./pirate
 
 \b
 Environment:
@@ -41,7 +43,7 @@ def program() -> None:
     """Send requests to a MindPort daemon, over HTTP or gRPC."""
 
 
-for _command in (generate, chat, models, health):
+for _command in (generate, chat, models, health, load, unload):
     program.add_command(_command)
 
 

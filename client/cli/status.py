@@ -34,7 +34,7 @@ def models(*, connection: Connection, as_json: bool) -> None:
         return
     rows = [("MODEL", "VERSION", "STATE", "CONTEXT"), *(_row(card) for card in cards)]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    reasons = ["", *(card.reason for card in cards)]
+    reasons = ["", *(f"an adapter of {card.parent}" if card.parent else card.reason for card in cards)]
     for row, reason in zip(rows, reasons, strict=True):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         cells[2] = paint(cells[2], sys.stdout, fg=_COLOURS.get(row[2]))
