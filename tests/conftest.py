@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import os
 
+from hypothesis import settings
+
 # MindSpore registers the same descriptors as protobuf's C++ runtime, and one process cannot hold both. Users
 # never meet this: MindSpore lives in workers, which load no gRPC. Tests of the engine run in this process.
 os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
+
+# How long an example takes says something of the machine, not of the code.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
