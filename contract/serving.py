@@ -50,6 +50,8 @@ class Serving(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     bos_token_id: int | None = None
     eos_token_ids: list[int] = []
     pad_token_id: int | None = None
+    adapters: dict[str, str] = {}
+    """LoRA adapters served besides: name -> folder in PEFT's form."""
     options: dict[str, Any] = {}
     """Passed to the backend as they are."""
 

@@ -105,7 +105,17 @@ class FakeRunner:
         self.error: Exception | None = None
         self.steps: list[list[Segment]] = []
         self.closed = False
+        self.adapters: list[Path] = []
+        self.freed_adapters: list[int] = []
         self._cells = np.full((num_blocks, block_size), -1, dtype=np.int64)
+
+    def load_adapter(self, folder: Path) -> tuple[int, int]:
+        """Adapters change nothing here; each gets a number of its own."""
+        self.adapters.append(folder)
+        return len(self.adapters), 10
+
+    def free_adapter(self, adapter: int) -> None:
+        self.freed_adapters.append(adapter)
 
     def rope_for(self, prompt_len: int) -> tuple[float, float]:
         return (10_000.0 if prompt_len <= 10 else 20_000.0), 1.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -29,10 +29,20 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     threads: int = 1
     promised_bytes: int = 0
     """Memory that models loaded before may still take."""
+    adapters: dict[str, str] = {}
+    """LoRA adapters to serve besides: name -> folder in PEFT's form."""
 
     @property
     def path(self) -> Path:
         return Path(self.directory)
+
+
+class AdapterInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """An adapter beside a loaded model."""
+
+    name: str
+    directory: str
+    memory_bytes: int = 0
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +59,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
     unclaimed_bytes: int = 0
     """The part of ``memory_bytes`` that is taken from the system only when it is used."""
+    adapters: list[AdapterInfo] = []
     details: dict[str, Any] = {}
 
 
@@ -78,6 +89,8 @@ class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Smaller is more urgent."""
     caller: str = ""
     """On whose behalf: callers share the engine evenly."""
+    adapter: str | None = None
+    """The name of a loaded adapter; ``None``: the model as it is."""
 
 
 class TokenChoice(msgspec.Struct, frozen=True, array_like=True):
@@ -157,6 +170,19 @@ class InferRequest(msgspec.Struct, frozen=True, kw_only=True):
     outputs: list[str] = []
     parameters: dict[str, Any] = {}
     priority: int = 0
+
+
+@runtime_checkable
+class AdapterHost(Protocol):
+    """What a token backend can do besides, when it serves adapters."""
+
+    async def load_adapter(self, name: str, directory: str) -> AdapterInfo:
+        """Serve a LoRA adapter in PEFT's form under this name. Raises ``Fault``."""
+        ...
+
+    async def unload_adapter(self, name: str) -> None:
+        """Running requests keep it to their end. Raises ``Fault`` when there is none of this name."""
+        ...
 
 
 class TensorBackend(Protocol):

@@ -16,6 +16,7 @@ import msgspec
 
 from contract.faults import Fault
 from daemon.backends.base import (
+    AdapterInfo,
     BackendStats,
     InferRequest,
     ModelInfo,
@@ -68,7 +69,18 @@ class Unload(Frame, frozen=True):
     """Stop and exit. The end of the process is the answer."""
 
 
-ToWorker = Load | Generate | Infer | Credit | Cancel | AskStats | Unload
+class LoadAdapter(Frame, frozen=True):
+    call: int
+    name: str
+    directory: str
+
+
+class UnloadAdapter(Frame, frozen=True):
+    call: int
+    name: str
+
+
+ToWorker = Load | Generate | Infer | Credit | Cancel | AskStats | Unload | LoadAdapter | UnloadAdapter
 
 
 class LoadProgress(Frame, frozen=True):
@@ -110,7 +122,15 @@ class Stats(Frame, frozen=True):
     stats: BackendStats
 
 
-FromWorker = LoadProgress | Loaded | LoadFailed | Tokens | Tensors | Ended | Stats
+class AdapterDone(Frame, frozen=True):
+    """The answer to ``LoadAdapter`` and ``UnloadAdapter``."""
+
+    call: int
+    info: AdapterInfo | None = None
+    fault: dict[str, Any] | None = None
+
+
+FromWorker = LoadProgress | Loaded | LoadFailed | Tokens | Tensors | Ended | Stats | AdapterDone
 
 InboundT = TypeVar("InboundT", bound=Frame)
 

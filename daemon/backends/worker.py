@@ -11,11 +11,12 @@ import contextlib
 import copy
 import itertools
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from contract.faults import Fault, FaultKind
 from daemon.backends.base import (
+    AdapterInfo,
     BackendStats,
     InferRequest,
     ModelInfo,
@@ -26,6 +27,7 @@ from daemon.backends.base import (
     TokenRequest,
 )
 from daemon.backends.channel import (
+    AdapterDone,
     AskStats,
     Cancel,
     Channel,
@@ -37,6 +39,7 @@ from daemon.backends.channel import (
     Generate,
     Infer,
     Load,
+    LoadAdapter,
     Loaded,
     LoadFailed,
     LoadProgress,
@@ -46,6 +49,7 @@ from daemon.backends.channel import (
     TokenInbox,
     Tokens,
     Unload,
+    UnloadAdapter,
 )
 from daemon.backends.process import WorkerProcess
 from daemon.backends.watchdog import until_stuck
@@ -70,6 +74,7 @@ class _Worker:
         self._token_calls: dict[int, TokenInbox] = {}
         self._tensor_calls: dict[int, TensorInbox] = {}
         self._stats_calls: dict[int, asyncio.Future[BackendStats]] = {}
+        self._adapter_calls: dict[int, asyncio.Future[AdapterInfo | None]] = {}
         self._title = ""
         self._process: WorkerProcess | None = None
         self._channel: Channel[FromWorker] | None = None
@@ -195,7 +200,8 @@ class _Worker:
             token_inbox.fail(copy.copy(fault))
         for tensor_inbox in self._tensor_calls.values():
             tensor_inbox.fail(copy.copy(fault))
-        for answer in self._stats_calls.values():
+        answers: list[asyncio.Future[Any]] = [*self._stats_calls.values(), *self._adapter_calls.values()]
+        for answer in answers:
             if not answer.done():
                 answer.set_exception(copy.copy(fault))
         if self._loaded is not None and not self._loaded.done():
@@ -218,6 +224,8 @@ class _Worker:
             case Stats(call, stats):
                 if (answer := self._stats_calls.get(call)) is not None and not answer.done():
                     answer.set_result(stats)
+            case AdapterDone(call, info, fault):
+                self._finish_adapter(call, info, fault)
             case Loaded() | LoadFailed():
                 self._finish_load(frame)
 
@@ -232,6 +240,15 @@ class _Worker:
             token_inbox.fail(fault or Fault(FaultKind.INTERNAL, f"{self._title} ended an answer unfinished"))
         if (tensor_inbox := self._tensor_calls.get(call)) is not None:
             tensor_inbox.fail(fault)
+
+    def _finish_adapter(self, call: int, info: AdapterInfo | None, fault: dict[str, Any] | None) -> None:
+        answer = self._adapter_calls.get(call)
+        if answer is None or answer.done():
+            return
+        if fault is None:
+            answer.set_result(info)
+        else:
+            answer.set_exception(Fault.from_dict(fault))
 
     def _finish_load(self, frame: Loaded | LoadFailed) -> None:
         if self._loaded is None or self._loaded.done():
@@ -289,6 +306,27 @@ class WorkerBackend(_Worker):
         self._complaint = f"it had requests and made no progress for {self._patience_s:g} s; "
         if self._process is not None:
             self._process.kill()
+
+    async def load_adapter(self, name: str, directory: str) -> AdapterInfo:
+        """Raises ``Fault``."""
+        info = await self._ask(lambda call: LoadAdapter(call, name, directory))
+        if info is None:
+            raise Fault(FaultKind.INTERNAL, f"{self._title} did not say what it loaded")
+        return info
+
+    async def unload_adapter(self, name: str) -> None:
+        """Raises ``Fault`` when there is none of this name."""
+        await self._ask(lambda call: UnloadAdapter(call, name))
+
+    async def _ask(self, frame_of: Callable[[int], Frame]) -> AdapterInfo | None:
+        call = next(self._calls)
+        answer: asyncio.Future[AdapterInfo | None] = asyncio.get_running_loop().create_future()
+        self._adapter_calls[call] = answer
+        try:
+            self._send(frame_of(call))
+            return await answer
+        finally:
+            del self._adapter_calls[call]
 
 
 class WorkerTensorBackend(_Worker):

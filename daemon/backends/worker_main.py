@@ -22,6 +22,8 @@ import msgspec
 from contract.faults import Fault, FaultKind
 from contract.memory import resident_bytes
 from daemon.backends.base import (
+    AdapterHost,
+    AdapterInfo,
     BackendStats,
     ModelInfo,
     ModelSpec,
@@ -31,6 +33,7 @@ from daemon.backends.base import (
     TokenEvent,
 )
 from daemon.backends.channel import (
+    AdapterDone,
     AskStats,
     Cancel,
     Channel,
@@ -41,6 +44,7 @@ from daemon.backends.channel import (
     Generate,
     Infer,
     Load,
+    LoadAdapter,
     Loaded,
     LoadFailed,
     LoadProgress,
@@ -49,6 +53,7 @@ from daemon.backends.channel import (
     Tokens,
     ToWorker,
     Unload,
+    UnloadAdapter,
     merge,
 )
 from daemon.backends.registry import create
@@ -154,6 +159,8 @@ class Worker:
                     credit.release()
             case AskStats(call):
                 self._spawn(self._stats(call))
+            case LoadAdapter() | UnloadAdapter():
+                self._spawn(self._adapter(frame))
             case Unload():
                 pass
 
@@ -227,6 +234,21 @@ class Worker:
         if not stats.memory_bytes:
             stats = msgspec.structs.replace(stats, memory_bytes=resident_bytes())
         self._outbox.put(Stats(call, stats))
+
+    async def _adapter(self, frame: LoadAdapter | UnloadAdapter) -> None:
+        info: AdapterInfo | None = None
+        fault: Fault | None = None
+        try:
+            backend: object = self._backend
+            if not isinstance(backend, AdapterHost):
+                raise Fault(FaultKind.UNSUPPORTED, "this model's backend serves no adapters")
+            if isinstance(frame, LoadAdapter):
+                info = await backend.load_adapter(frame.name, frame.directory)
+            else:
+                await backend.unload_adapter(frame.name)
+        except Exception as error:
+            fault = _fault_of(error, "the adapter failed")
+        self._outbox.put(AdapterDone(frame.call, info, fault.to_dict() if fault is not None else None))
 
     async def drain(self) -> None:
         """Let the last frames leave."""

@@ -27,12 +27,13 @@ Render = Callable[[], Awaitable[tuple[bytes, str]]]
 
 def build_inference_app(service: Service, options: HttpOptions) -> Starlette:
     """Every dialect, and health."""
+    controls_models = not options.restrict_model_control
     routes = [
-        *openai.routes(service, options),
+        *openai.routes(service, options, controls_models=controls_models),
         *generate.routes(service, options),
         *Facts(service, options).routes(),
         *Health(service).routes(),
-        *triton.routes(service, options, controls_models=not options.restrict_model_control),
+        *triton.routes(service, options, controls_models=controls_models),
     ]
     return _build(routes, options)
 
@@ -42,6 +43,7 @@ def build_management_app(service: Service, options: HttpOptions, control: Daemon
     routes = [
         *Management(service, control).routes(),
         *Health(service).routes(),
+        *openai.adapter_routes(service, options, controls_models=True),
         *triton.routes(service, options, controls_models=True),
     ]
     return _build(routes, options)

@@ -96,6 +96,12 @@ def _read_version(folder: Path, version: str) -> VersionOnDisk:
     )
 
 
+def adapter_folders(on_disk: VersionOnDisk) -> dict[str, str]:
+    """The adapters packaged with a version: name -> absolute folder."""
+    packaged = on_disk.serving.adapters if on_disk.serving else {}
+    return {name: str(on_disk.directory / folder) for name, folder in packaged.items()}
+
+
 def read_backend_and_serving(directory: Path) -> tuple[str, Serving | None]:
     """The backend's name, from config.json or else config.pbtxt, and the serving block if there is one."""
     declared = backend_of(directory.parent / "config.pbtxt")

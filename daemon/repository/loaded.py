@@ -23,6 +23,8 @@ class Loaded(Generic[T]):
         self.info = info
         self.attachment = attachment
         """What the service prepared for this version: tokenizer, template, defaults."""
+        self.adapters = {adapter.name: adapter for adapter in info.adapters}
+        """Served besides the model, by name."""
         self._resident_at_first = self._resident()
         self._leases = 0
         self._idle = asyncio.Event()

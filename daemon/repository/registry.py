@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic
 
-from contract.faults import Fault
-from daemon.backends.base import ModelSpec
+from contract.faults import Fault, FaultKind
+from daemon.backends.base import AdapterInfo, ModelSpec
 from daemon.repository import selection
-from daemon.repository.disk import VersionOnDisk, scan
+from daemon.repository.disk import VersionOnDisk, adapter_folders, scan
 from daemon.repository.loaded import Loaded, T
 from daemon.repository.managed import BackendFactory
 from daemon.repository.restart import RestartPolicy
@@ -115,6 +115,31 @@ class Registry(Generic[T]):
             raise selection.not_ready([slot.status()], slot.version)
         return slot.loaded
 
+    def locate(self, model: str | None, version: str = "") -> tuple[Loaded[T], str | None]:
+        """What serves a name, which may be an adapter's: then its model and the adapter. Raises ``Fault``."""
+        loaded = self.get(model, version)
+        name = selection.split(model or "")[0]
+        return loaded, name if name in loaded.adapters and name not in self._slots else None
+
+    async def load_adapter(self, model: str | None, name: str, directory: str) -> AdapterInfo:
+        """Serve a LoRA adapter beside a loaded model, under a name of its own. Raises ``Fault``."""
+        slot = self._select(model, "")
+        holder = self._adapter_slot(name)
+        if name in self._slots or (holder is not None and holder is not slot):
+            other = holder.on_disk.name if holder else name
+            message = f"the name {name!r} is taken by {f'an adapter of {other}' if holder else 'a model'}"
+            raise Fault(FaultKind.ALREADY_EXISTS, message, "choose another name")
+        async with self._locks[slot.on_disk.name]:
+            return await slot.load_adapter(name, directory)
+
+    async def unload_adapter(self, name: str) -> None:
+        """Raises ``Fault`` when nothing serves an adapter of this name."""
+        slot = self._adapter_slot(name)
+        if slot is None:
+            raise selection.unknown_adapter(name, self._adapter_names())
+        async with self._locks[slot.on_disk.name]:
+            await slot.unload_adapter(name)
+
     def loaded(self) -> list[Loaded[T]]:
         """Everything that serves now."""
         return [
@@ -176,7 +201,12 @@ class Registry(Generic[T]):
         name, version = selection.split(model, version)
         slots = self._slots.get(name)
         if not slots:
-            raise selection.unknown_model(name, self._slots)
+            adapted = self._adapter_slot(name, version)
+            if adapted is None:
+                raise selection.unknown_model(name, [*self._slots, *self._adapter_names()])
+            if adapted.state is not State.READY:
+                raise selection.not_ready([adapted.status()], adapted.version)
+            return adapted
         if version and version not in slots:
             raise selection.unknown_version(name, version, slots)
         candidates = [slots[version]] if version else self._ordered(name)
@@ -184,6 +214,17 @@ class Registry(Generic[T]):
             if slot.state is State.READY:
                 return slot
         raise selection.not_ready([slot.status() for slot in candidates], version)
+
+    def _adapter_slot(self, name: str, version: str = "") -> VersionSlot[T] | None:
+        """The version that serves an adapter of this name; the highest, unless one is asked for."""
+        for model in self._slots:
+            for slot in reversed(self._ordered(model)):
+                if name in slot.adapters and version in {"", slot.version}:
+                    return slot
+        return None
+
+    def _adapter_names(self) -> list[str]:
+        return sorted({name for loaded in self.loaded() for name in loaded.adapters})
 
     def _is_up(self, name: str, version: str) -> bool:
         try:
@@ -217,6 +258,7 @@ class Registry(Generic[T]):
             backend=on_disk.backend,
             options=options,
             threads=self._config.threads,
+            adapters=adapter_folders(on_disk),
             promised_bytes=sum(loaded.promised_bytes for loaded in self.loaded()),
         )
 

@@ -50,6 +50,11 @@ def unknown_model(name: str, names: Iterable[str]) -> Fault:
     return Fault(FaultKind.NOT_FOUND, message, hint, {"models": sorted(names)})
 
 
+def unknown_adapter(name: str, known: Sequence[str]) -> Fault:
+    hint = f"the adapters are: {_listing(known)}" if known else "no adapter is loaded"
+    return Fault(FaultKind.NOT_FOUND, f"there is no adapter {name!r}", hint, {"adapters": list(known)})
+
+
 def unknown_version(name: str, version: str, versions: Iterable[str]) -> Fault:
     known = sorted(versions, key=lambda text: int(text or "0"))
     message = f"Request for unknown model: '{name}' version {version} is not found"

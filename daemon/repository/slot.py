@@ -13,9 +13,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Generic
 
+import msgspec
+
 from contract.faults import Fault, FaultKind
 from contract.serving import Serving
-from daemon.backends.base import ModelInfo, ModelSpec
+from daemon.backends.base import AdapterHost, AdapterInfo, ModelInfo, ModelSpec
+from daemon.repository import selection
 from daemon.repository.disk import VersionOnDisk
 from daemon.repository.loaded import Loaded, T
 from daemon.repository.managed import BackendFactory, ManagedBackend
@@ -53,6 +56,8 @@ class VersionSlot(Generic[T]):
         self._progress = (0.0, "")
         self._ready_since: float | None = None
         self._restarts = 0
+        self._adapters: dict[str, str] = {}
+        """Loaded while serving: a restarted worker gets them again."""
         self._parts = parts
         self._lock = lock
         self._supervisor: asyncio.Task[None] | None = None
@@ -60,6 +65,15 @@ class VersionSlot(Generic[T]):
     @property
     def version(self) -> str:
         return self.on_disk.version
+
+    @property
+    def adapters(self) -> set[str]:
+        """Names of the adapters it serves, or will serve again after a restart."""
+        if self.loaded is not None:
+            return set(self.loaded.adapters)
+        is_coming = self.state in {State.LOADING, State.RESTARTING}
+        packaged = self.on_disk.serving.adapters if self.on_disk.serving else {}
+        return {*packaged, *self._adapters} if is_coming else set()
 
     def status(self) -> ModelStatus:
         serving, loaded = self.on_disk.serving, self.loaded
@@ -84,6 +98,7 @@ class VersionSlot(Generic[T]):
             max_input_tokens=_max_input_tokens(serving, info),
             has_chat_template=bool(serving and serving.prompt.chat_template),
             memory_bytes=info.memory_bytes if info else 0,
+            adapters=sorted(self.adapters),
             details=details,
         )
 
@@ -131,6 +146,32 @@ class VersionSlot(Generic[T]):
             self.loaded = None
             self._change(State.UNLOADED)
 
+    async def load_adapter(self, name: str, directory: str) -> AdapterInfo:
+        """Serve an adapter beside the model. Raises ``Fault``."""
+        loaded, host = self._adapter_host()
+        info = await host.load_adapter(name, directory)
+        loaded.adapters[name] = info
+        self._adapters[name] = directory
+        self._parts.changed(self.status())
+        return info
+
+    async def unload_adapter(self, name: str) -> None:
+        """Running requests keep it to their end. Raises ``Fault``."""
+        loaded, host = self._adapter_host()
+        # First, so that no request comes between.
+        loaded.adapters.pop(name, None)
+        self._adapters.pop(name, None)
+        await host.unload_adapter(name)
+        self._parts.changed(self.status())
+
+    def _adapter_host(self) -> tuple[Loaded[T], AdapterHost]:
+        if self.loaded is None:
+            raise selection.not_ready([self.status()], self.version)
+        if not isinstance(self.loaded.backend, AdapterHost):
+            message = f"backend {self.on_disk.backend} of {self.on_disk.name} serves no adapters"
+            raise Fault(FaultKind.UNSUPPORTED, message, "merge it when packaging: builder package --adapter")
+        return self.loaded, self.loaded.backend
+
     async def halt_supervision(self) -> None:
         """Stop watching the worker, and a restart that is under way."""
         task, self._supervisor = self._supervisor, None
@@ -152,6 +193,7 @@ class VersionSlot(Generic[T]):
     async def _build_unchecked(self) -> Loaded[T]:
         self._report_progress(0.0, "checking files")
         spec = self._parts.spec_of(self.on_disk)
+        spec = msgspec.structs.replace(spec, adapters={**spec.adapters, **self._adapters})
         backend = self._parts.make_backend(spec)
         # At the same time: an engine takes a second to start, a tokenizer a quarter to read.
         preparing = asyncio.ensure_future(self._parts.prepare(self.on_disk))

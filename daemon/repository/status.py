@@ -41,4 +41,6 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     max_input_tokens: int = 0
     has_chat_template: bool = False
     memory_bytes: int = 0
+    adapters: list[str] = []
+    """Served besides the model, each under a name of its own."""
     details: dict[str, Any] = {}

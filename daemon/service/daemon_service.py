@@ -84,6 +84,12 @@ class DaemonService:
     async def unload(self, name: str, version: str = "") -> None:
         await self._registry.unload(name, version)
 
+    async def load_adapter(self, model: str | None, name: str, directory: str) -> None:
+        await self._registry.load_adapter(model, name, directory)
+
+    async def unload_adapter(self, name: str) -> None:
+        await self._registry.unload_adapter(name)
+
     async def statistics(self, name: str = "", version: str = "") -> list[dict[str, Any]]:
         """Of one version, of all loaded ones of a model, or of everything loaded."""
         if name:

@@ -43,6 +43,17 @@ class Service(Protocol):
         """Drain and unload. Unloading what is not loaded does nothing."""
         ...
 
+    async def load_adapter(self, model: str | None, name: str, directory: str) -> None:
+        """Serve a LoRA adapter beside a loaded model (``None``: the default one) under its own name.
+
+        Raises ``Fault``: no such folder or model, damaged, not for this model, or the name is taken.
+        """
+        ...
+
+    async def unload_adapter(self, name: str) -> None:
+        """Requests in flight keep it to their end. Raises ``Fault`` when there is none of this name."""
+        ...
+
     async def statistics(self, name: str = "", version: str = "") -> list[dict[str, Any]]:
         """Triton's model statistics as JSON-ready data, a version each."""
         ...

@@ -60,10 +60,10 @@ class GenerateService:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """See ``facade.Service.generate``."""
         with self._observer.observe(request) as record:
-            loaded = self._find(request)
+            loaded, adapter = self._find(request)
             record.found(loaded.spec.name, loaded.spec.version)
             with loaded.lease():
-                job = await self._plan(request, loaded)
+                job = await self._plan(request, loaded, adapter)
                 record.accepted(job.prompt.text, len(job.prompt.token_ids))
                 run = self._begin(job, record)
                 try:
@@ -103,13 +103,14 @@ class GenerateService:
         waits = [loaded.drained(timeout_s) for loaded in self._registry.loaded()]
         return all(await asyncio.gather(*waits))
 
-    def _find(self, request: GenerateRequest) -> Loaded[TextModel]:
+    def _find(self, request: GenerateRequest) -> tuple[Loaded[TextModel], str | None]:
+        """The version that answers, and which of its adapters."""
         if self._stopping:
             message = "the daemon is stopping"
             raise Fault(FaultKind.NOT_READY, message, "send the request to another", {"state": "draining"})
-        return self._registry.get(request.model)
+        return self._registry.locate(request.model)
 
-    async def _plan(self, request: GenerateRequest, loaded: Loaded[TextModel]) -> Job:
+    async def _plan(self, request: GenerateRequest, loaded: Loaded[TextModel], adapter: str | None) -> Job:
         if not 1 <= request.n <= self._limits.max_answers:
             message = f"n must be from 1 to {self._limits.max_answers}; got {request.n}"
             raise Fault(FaultKind.INVALID_REQUEST, message, "", {"field": "n"})
@@ -128,6 +129,7 @@ class GenerateService:
             sampling=sampling if length else msgspec.structs.replace(sampling, min_tokens=0),
             no_answer=length == 0,
             timeout_s=min(request.timeout_s or self._limits.timeout_s, self._limits.timeout_s),
+            adapter=adapter,
         )
 
     def _begin(self, job: Job, record: RequestRecord) -> Run:

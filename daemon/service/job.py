@@ -25,6 +25,13 @@ class Job:
     no_answer: bool
     """Zero tokens were asked for: the engine reads the prompt, and what it generates is dropped."""
     timeout_s: float
+    adapter: str | None = None
+    """Of the model's adapters; ``None``: the model as it is."""
+
+    @property
+    def served_name(self) -> str:
+        """What answers: the adapter, else the model."""
+        return self.adapter or self.loaded.spec.name
 
     @property
     def tokenizer(self) -> TextTokenizer | None:
@@ -43,4 +50,5 @@ class Job:
             sampling=sampling,
             priority=self.request.priority,
             caller=self.request.caller,
+            adapter=self.adapter,
         )

@@ -120,10 +120,10 @@ class Run:
 
     def _start(self, logprobs: list[TokenLogprob] | None) -> None:
         self._started.set()
-        spec, prompt = self.job.loaded.spec, self.job.prompt
+        prompt = self.job.prompt
         started = Started(
-            model=spec.name,
-            version=spec.version,
+            model=self.job.served_name,
+            version=self.job.loaded.spec.version,
             prompt_token_ids=prompt.token_ids,
             prompt_text=prompt.text,
             prompt_logprobs=logprobs,

@@ -17,7 +17,15 @@ from contract.checksums import sha256_of_file
 from contract.faults import Fault, FaultKind
 from contract.networks import is_known
 from contract.serving import read_serving
-from daemon.backends.base import BackendStats, ModelInfo, ModelSpec, Progress, TokenEvent, TokenRequest
+from daemon.backends.base import (
+    AdapterInfo,
+    BackendStats,
+    ModelInfo,
+    ModelSpec,
+    Progress,
+    TokenEvent,
+    TokenRequest,
+)
 from daemon.backends.channel import TokenInbox
 from daemon.backends.ms.engine import Engine, EngineSettings, Outcome, Runner
 from daemon.backends.ms.memory import check_fit, plan_blocks, room_for_model
@@ -70,6 +78,8 @@ class LoadedRunner(Runner, Protocol):
     weight_bytes: int
     kv_bytes_per_block: int
 
+    def load_adapter(self, folder: Path) -> tuple[int, int]: ...
+
     def close(self) -> None: ...
 
 
@@ -105,8 +115,9 @@ class MsBackend:
         )
         self._engine = engine = Engine(runner, settings, self._emit, self._give_up)
         engine.start()
+        adapters = [await self.load_adapter(*named) for named in spec.adapters.items()]
         dtype = options.dtype if options.dtype != "auto" else read_serving(spec.path).dtype
-        return _describe(runner, engine, settings, dtype)
+        return msgspec.structs.replace(_describe(runner, engine, settings, dtype), adapters=adapters)
 
     async def generate(self, request: TokenRequest) -> AsyncIterator[TokenEvent]:
         engine = self._engine
@@ -122,6 +133,21 @@ class MsBackend:
             del self._inboxes[number]
             if not inbox.over:
                 engine.cancel(number)
+
+    async def load_adapter(self, name: str, directory: str) -> AdapterInfo:
+        """See ``AdapterHost``."""
+        engine, runner = self._engine, self._runner
+        if engine is None or runner is None:
+            raise Fault(FaultKind.NOT_READY, "the model is not loaded", "load it, then try again")
+        number, taken = await asyncio.to_thread(runner.load_adapter, Path(directory))
+        engine.adapters.put(name, number)
+        return AdapterInfo(name=name, directory=directory, memory_bytes=taken)
+
+    async def unload_adapter(self, name: str) -> None:
+        """See ``AdapterHost``."""
+        if self._engine is None:
+            raise Fault(FaultKind.NOT_READY, "the model is not loaded", "load it, then try again")
+        self._engine.adapters.remove(name)
 
     async def stats(self) -> BackendStats:
         return self._engine.stats if self._engine is not None else BackendStats()

@@ -29,6 +29,7 @@ from daemon.backends.ms.sampler import Sampled, sample
 from daemon.backends.ms.scheduler import Chunk, Limits, Scheduler
 from daemon.backends.ms.segments import Segment
 from daemon.backends.ms.sequence import Sequence
+from daemon.backends.ms.shelf import AdapterShelf
 
 MAX_FAILED_STEPS = 3
 """In a row; then the engine is taken for broken."""
@@ -52,6 +53,8 @@ class Runner(Protocol):
     def rope_for(self, prompt_len: int) -> tuple[float, float]: ...
 
     def execute(self, segments: list[Segment]) -> Logits: ...
+
+    def free_adapter(self, adapter: int) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +83,7 @@ class Engine:
         self._blocks = BlockManager(runner.num_blocks, runner.block_size, prefix_cache=settings.prefix_cache)
         self._max_len = min(settings.context_len, self._blocks.capacity)
         self._context_len = settings.context_len
+        self.adapters = AdapterShelf(runner.free_adapter)
         self._prompt_lookup = settings.prompt_lookup
         self.max_sequences = min(settings.max_sequences, runner.max_rows, runner.max_logit_rows)
         limits = Limits(
@@ -111,7 +115,8 @@ class Engine:
     def submit(self, number: int, request: TokenRequest) -> None:
         """Queue a request; its events come under ``number``, which must increase. Raises ``Fault``."""
         self._check(request)
-        self._orders.put(functools.partial(self._add, number, request, time.monotonic()))
+        adapter = self.adapters.take(request.adapter)
+        self._orders.put(functools.partial(self._add, number, request, time.monotonic(), adapter))
 
     def cancel(self, number: int) -> None:
         """No further events after the step that is being computed. Unknown numbers are over already."""
@@ -308,13 +313,14 @@ class Engine:
             message = f"token id {bad} is outside the vocabulary of {self._runner.vocab_size}"
             raise Fault(FaultKind.INVALID_REQUEST, message, "use the model's own tokenizer")
 
-    def _add(self, number: int, request: TokenRequest, arrived: float) -> None:
+    def _add(self, number: int, request: TokenRequest, arrived: float, adapter: int) -> None:
         try:
             rope = self._runner.rope_for(len(request.prompt_ids))
         except Exception as error:
+            self.adapters.give_back(adapter)
             self._outcomes.append((number, _fault_of(error)))
             return
-        self._sequences[number] = sequence = Sequence(number, request, rope, arrived)
+        self._sequences[number] = sequence = Sequence(number, request, rope, arrived, adapter)
         sequence.max_len = min(self._max_len, sequence.prompt_len + request.sampling.max_tokens)
         if self._prompt_lookup:
             sequence.lookup = PromptLookup(self._prompt_lookup)
@@ -337,7 +343,8 @@ class Engine:
 
     def _remove(self, sequence: Sequence, *, forget: bool = False) -> None:
         self._scheduler.remove(sequence, forget=forget)
-        self._sequences.pop(sequence.number, None)
+        if self._sequences.pop(sequence.number, None) is not None:
+            self.adapters.give_back(sequence.adapter)
 
     def _publish(self) -> None:
         """Let others see the outcome of a step."""

@@ -62,6 +62,7 @@ class Chunk:
             logits_from=self.count - self.logit_rows,
             rope_base=sequence.rope[0],
             rope_scale=sequence.rope[1],
+            adapter=sequence.adapter,
         )
 
 

@@ -27,6 +27,8 @@ class Sequence:
     rope: tuple[float, float]
     """Base and scale, fixed by the prompt's length."""
     arrived: float = field(default_factory=time.monotonic)
+    adapter: int = 0
+    """Of the shelf; 0: none."""
     computed: int = 0
     """Tokens whose keys and values are in the blocks of ``block_table``."""
     block_table: list[int] = field(default_factory=list)
@@ -51,7 +53,7 @@ class Sequence:
         self.prompt_len = len(self.token_ids)
         seed = self.sampling.seed
         self.random = np.random.Generator(np.random.PCG64(None if seed is None else seed % (1 << 64)))
-        self._hashes = [struct.pack("<dd", *self.rope)]
+        self._hashes = [struct.pack("<ddq", *self.rope, self.adapter)]
 
     @property
     def sampling(self) -> TokenSampling:
@@ -106,7 +108,7 @@ class Sequence:
         return np.unique(np.array(self.token_ids[: self.prompt_len], dtype=np.int64))
 
     def block_hash(self, index: int, block_size: int) -> bytes:
-        """Of a full block and everything before it, rotary settings included."""
+        """Of a full block and everything before it, rotary settings and adapter included."""
         while len(self._hashes) <= index + 1:
             start = (len(self._hashes) - 1) * block_size
             tokens = self.token_ids[start : start + block_size]

@@ -130,6 +130,14 @@ class FakeService:
             raise Fault(FaultKind.NOT_FOUND, f"there is no model '{name}'")
         self.controlled.append(("unload", name, version))
 
+    async def load_adapter(self, model: str | None, name: str, directory: str) -> None:
+        self.controlled.append(("load_adapter", f"{model}/{name}", directory))
+
+    async def unload_adapter(self, name: str) -> None:
+        if ("unload_adapter", name, "") in self.controlled:
+            raise Fault(FaultKind.NOT_FOUND, f"there is no adapter '{name}'")
+        self.controlled.append(("unload_adapter", name, ""))
+
     async def statistics(self, name: str = "", version: str = "") -> list[dict[str, Any]]:
         found = self.find(name or None, version)
         return [{"name": found.name, "version": found.version, "inference_count": len(self.requests)}]

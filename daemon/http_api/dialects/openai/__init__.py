@@ -1,9 +1,10 @@
-"""OpenAI's API with vLLM's extra sampling fields: chat completions, completions, models."""
+"""OpenAI's API with vLLM's extra fields: chat completions, completions, models; and vLLM's adapters."""
 
 from __future__ import annotations
 
 from starlette.routing import BaseRoute, Route
 
+from daemon.http_api.dialects.openai.adapters import Adapters
 from daemon.http_api.dialects.openai.chat import Chat
 from daemon.http_api.dialects.openai.completions import Completions
 from daemon.http_api.dialects.openai.models import Models
@@ -13,7 +14,7 @@ from daemon.http_api.options import HttpOptions
 from daemon.service.facade import Service
 
 
-def routes(service: Service, options: HttpOptions) -> list[BaseRoute]:
+def routes(service: Service, options: HttpOptions, *, controls_models: bool) -> list[BaseRoute]:
     chat, completions = Chat(service, options), Completions(service, options)
     models = Models(service)
     return [
@@ -21,4 +22,14 @@ def routes(service: Service, options: HttpOptions) -> list[BaseRoute]:
         Route("/v1/completions", endpoint(Family.OPENAI, completions.create), methods=["POST"]),
         Route("/v1/models", endpoint(Family.OPENAI, models.list), methods=["GET"]),
         Route("/v1/models/{model}", endpoint(Family.OPENAI, models.show), methods=["GET"]),
+        *adapter_routes(service, options, controls_models=controls_models),
+    ]
+
+
+def adapter_routes(service: Service, options: HttpOptions, *, controls_models: bool) -> list[BaseRoute]:
+    """What changes the adapters that are served."""
+    adapters = Adapters(service, options, controls_models=controls_models)
+    return [
+        Route("/v1/load_lora_adapter", endpoint(Family.OPENAI, adapters.load), methods=["POST"]),
+        Route("/v1/unload_lora_adapter", endpoint(Family.OPENAI, adapters.unload), methods=["POST"]),
     ]

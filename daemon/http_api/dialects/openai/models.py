@@ -28,11 +28,14 @@ class Models:
             for status in ready
             if versions[status.name] > 1
         ]
+        data += [adapter_object(name, status) for status in latest.values() for name in status.adapters]
         return bodies.json_response({"object": "list", "data": data})
 
     async def show(self, request: Request) -> Response:
         name = request.path_params["model"]
-        return bodies.json_response(model_object(name, self._service.find(name)))
+        status = self._service.find(name)
+        form = adapter_object if name in status.adapters else model_object
+        return bodies.json_response(form(name, status))
 
 
 def model_object(name: str, status: ModelStatus) -> dict[str, Any]:
@@ -42,6 +45,11 @@ def model_object(name: str, status: ModelStatus) -> dict[str, Any]:
         "created": int(status.ready_since or 0),
         "owned_by": "mindport",
         "root": status.name,
-        "parent": status.details.get("parent"),
+        "parent": None,
         "max_model_len": status.context_len,
     }
+
+
+def adapter_object(name: str, status: ModelStatus) -> dict[str, Any]:
+    """An adapter is a model whose parent is the one that it changes."""
+    return {**model_object(name, status), "root": name, "parent": status.name}

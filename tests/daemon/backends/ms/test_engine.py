@@ -264,6 +264,34 @@ def test_prefix_is_found_and_counted() -> None:
     assert rows == [9, 1, 1, 1, 1, 1, 2, 1, 1]
 
 
+def test_adapters_share_no_prefix_with_one_another() -> None:
+    harness = Harness()
+    for number, name in enumerate(("a", "b"), 1):
+        harness.engine.adapters.put(name, number)
+    asked = request([1, 2, 3, 4, 5, 6, 7, 8, 9], 3)
+    for number, adapter in enumerate((None, "a", "b", "a", None)):
+        harness.engine.submit(number, msgspec.structs.replace(asked, adapter=adapter))
+        harness.run()
+    assert [harness.answer(number).cached_tokens for number in range(5)] == [0, 0, 0, 8, 8]
+    used = [step[0].adapter for step in harness.runner.steps]
+    assert list(dict.fromkeys(used)) == [0, 1, 2]
+    with pytest.raises(Fault, match="no adapter 'c'; it has a, b"):
+        harness.engine.submit(9, msgspec.structs.replace(asked, adapter="c"))
+
+
+def test_an_adapter_is_freed_after_its_last_sequence() -> None:
+    harness = Harness()
+    harness.engine.adapters.put("a", 7)
+    harness.engine.submit(1, msgspec.structs.replace(request([1, 2, 3], 4), adapter="a"))
+    harness.step()
+    harness.engine.adapters.put("a", 8)
+    harness.engine.adapters.remove("a")
+    assert harness.runner.freed_adapters == [8]
+    harness.run()
+    assert harness.answer(1).finish is not None
+    assert harness.runner.freed_adapters == [8, 7]
+
+
 def test_turn_of_a_chat_finds_the_answer_before_it() -> None:
     harness, asked = Harness(), request([1, 2, 3, 4], 6)
     harness.engine.submit(1, asked)
