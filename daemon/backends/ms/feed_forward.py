@@ -92,22 +92,15 @@ class MoE(Block):
             message = f"{options.active} of {len(experts)} experts cannot be active"
             raise Fault(FaultKind.INVALID_MODEL, message)
         inner = shape.inner if options.inner is None else options.inner
-        numbers = (
-            k.MIXTURE,
-            shape.hidden,
-            inner,
-            *(0,) * 5,
-            len(experts),
-            options.active,
-            options.renormalise,
-        )
+        routing = (len(experts), options.active, options.renormalise)
+        numbers = (k.MIXTURE, shape.hidden, inner, *(0,) * 5, *routing)
         block = device.library.new_block(device.model, numbers, shape.eps, options.residual_scale)
         super().__init__(device, "MindPortMixture", block, rows_out(device, shape.hidden))
         matrix = device.new_exact_matrix(len(experts), shape.hidden, router)
         device.library.set_matrix(block, k.IN_MATRIX, matrix)
-        routing = Slot(rows=len(experts), matrix=matrix, cols=shape.hidden)
+        rows = Slot(rows=len(experts), matrix=matrix, cols=shape.hidden)
         device.plan.add(Tensor(norm, ("norm",)), {"norm": vector_slot(block, k.NORM, shape.hidden)})
-        device.plan.add(Tensor(router, ("router",)), {"router": routing})
+        device.plan.add(Tensor(router, ("router",)), {"router": rows})
         for expert, tensors in enumerate(experts):
             slots = _slots(device, block, (shape.hidden, inner), tensors, expert)
             for tensor in tensors:

@@ -49,7 +49,11 @@ class Rope:
         if make is None:
             raise _unknown(f"a rope_scaling of type {kind!r}, which is not one of {', '.join(_KINDS)}")
         try:
-            return make(wanted)
+            made = make(wanted)
+            divisors = (*made.factors, made.growth[0] if made.growth else 1.0, made.scale)
+            if not all(math.isfinite(value) and value > 0.0 for value in divisors):
+                raise ValueError("factors must be positive numbers")
+            return made
         except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             raise _unknown(f"a rope_scaling of type {kind!r} that makes no sense: {error!r}") from None
 
