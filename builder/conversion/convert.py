@@ -66,7 +66,7 @@ def _convert(order: ConvertOrder, progress: Progress) -> Converted:
     stated = [_state(path) for path in (*source.files, *strategies)]
     facts = {"to": order.to, "dtype": order.dtype, "found": conversion.found, "model": str(subject.facts)}
     fingerprint = files.fingerprint({"source": stated, **facts})
-    with open_store(order.target, fingerprint) as store:
+    with open_store(order.target, fingerprint, progress) as store:
         resumed = tuple(sorted(store.done))
         _check_space(files, store, order.target)
         entries = _write_all(files, order, progress, store)

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from builder.progress import Progress
 from builder.staging import exchange, publish, replace_file, sync_folder
 from contract.checksums import sha256_of_file
 from contract.faults import Fault, FaultKind
@@ -66,13 +67,19 @@ class Store:
         except FileExistsError:
             raise target_exists(target) from None
 
-    def restore(self) -> None:
+    def restore(self, progress: Progress) -> None:
         """Take over what an earlier run of the same conversion finished; remove everything else."""
         noted = _read_journal(self.folder / _JOURNAL, self.fingerprint)
-        for name, entry in noted.items():
-            path = self.folder / name
-            if path.is_file() and path.stat().st_size == entry.size and sha256_of_file(path) == entry.sha256:
-                self.done[name] = entry
+        whole = {
+            name: entry
+            for name, entry in noted.items()
+            if (self.folder / name).is_file() and (self.folder / name).stat().st_size == entry.size
+        }
+        total = sum(entry.size for entry in whole.values())
+        with progress.stage("verifying finished files", total) as on_bytes:
+            for name, entry in whole.items():
+                if sha256_of_file(self.folder / name, on_bytes) == entry.sha256:
+                    self.done[name] = entry
         self.keep_finished()
 
     def keep_finished(self) -> None:
@@ -90,7 +97,7 @@ class Store:
 
 
 @contextlib.contextmanager
-def open_store(target: Path, fingerprint: str) -> Iterator[Store]:
+def open_store(target: Path, fingerprint: str, progress: Progress) -> Iterator[Store]:
     """The store of a target, locked. Raises ``Fault`` when somebody else writes there.
 
     A fault removes it; an interruption or a full disk leaves it for the next run.
@@ -106,7 +113,7 @@ def open_store(target: Path, fingerprint: str) -> Iterator[Store]:
             message = f"another builder is writing {target}"
             raise Fault(FaultKind.ALREADY_EXISTS, message, "wait for it, or choose another target") from None
         store = Store(folder, fingerprint)
-        store.restore()
+        store.restore(progress)
         try:
             yield store
         except (Fault, OSError, KeyboardInterrupt) as reason:
