@@ -4,21 +4,32 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from builder.families.base import ControlTokens, FieldRule
-from builder.families.llama import FIELDS, LLAMA, MATRICES, OTHERS, bias
+from builder.families.base import ControlTokens, FieldRule, Kind
+from builder.families.llama import FIELDS, LLAMA, MATRICES, OTHERS, YAML_KEYS, bias
+
+_SCALES: dict[str, Kind] = {
+    "scale": "bool",
+    "scale_emb": "float",
+    "scale_depth": "float",
+    "dim_model_base": "int",
+}
 
 FM9G = replace(
     LLAMA,
     name="fm9g",
     model_type="fm9g",
     architectures=("FM9GForCausalLM",),
+    # mindformers has no FM-9G: under a name of its own nobody takes it for LLaMA, which has no scales.
+    yaml_types=("FM9GConfig",),
+    yaml_arch="FM9GForCausalLM",
+    yaml_keys={**YAML_KEYS, **_SCALES},
     fields=(
         *FIELDS,
         FieldRule("qkv_bias", "bool", "qkv_has_bias", default=False),
-        FieldRule("scale", "bool", default=True),
-        FieldRule("scale_emb", "float", minimum=0),
-        FieldRule("scale_depth", "float"),
-        FieldRule("dim_model_base", "int", minimum=1),
+        FieldRule("scale", "bool", "scale", default=True),
+        FieldRule("scale_emb", "float", "scale_emb", minimum=0),
+        FieldRule("scale_depth", "float", "scale_depth"),
+        FieldRule("dim_model_base", "int", "dim_model_base", minimum=1),
     ),
     aliases={  # as its training code says
         "base": "rope_theta",

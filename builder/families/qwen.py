@@ -23,6 +23,8 @@ QWEN3 = replace(
     name="qwen3",
     model_type="qwen3",
     architectures=("Qwen3ForCausalLM",),
+    yaml_types=("Qwen3Config",),
+    yaml_arch="Qwen3ForCausalLM",
     fields=(*FIELDS, FieldRule("attention_bias", "bool", default=False)),
     tensors=(
         *OTHERS,

@@ -26,7 +26,9 @@ MODELS: dict[str, tuple[str, Callable[..., Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
+def daemon(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[RunningDaemon]:
     """One worker for each."""
     if importlib.util.find_spec("mindspore") is None:
         pytest.skip("MindSpore is not installed: pip install -e '.[ms]'")

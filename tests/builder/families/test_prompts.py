@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from builder.package import Order, plan_order
 from builder.plan import Plan
@@ -150,6 +151,31 @@ async def test_control_and_stop_tokens_have_their_published_ids(
         assert packaged.id_of(text) == index
         found = await packaged.prompt(text=f"a{text}b")
         assert found.token_ids.count(index) == plain.token_ids.count(index) + 1, text
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "architecture"),
+    [
+        ("telechat2_7b", "TelechatConfig", "TelechatForCausalLM"),
+        ("telechat2_39b_a12b", "TelechatConfig", "ParallelTelechatForCausalLM"),
+        ("chatglm2_6b", "ChatGLM2Config", "ChatGLM2ForConditionalGeneration"),
+        ("llama2_13b", "LlamaConfig", "LlamaForCausalLM"),
+        ("baichuan2_13b_chat", "LlamaConfig", "Baichuan13BV2ForCausalLM"),
+        ("internlm2_5_7b_chat", "InternLM2Config", "InternLM2ForCausalLM"),
+        ("fm9g_4b", "FM9GConfig", "FM9GForCausalLM"),
+        ("qwen1_5_7b", "LlamaConfig", "LlamaForCausalLM"),
+    ],
+)
+def test_the_yaml_names_mindformers_classes(
+    reading: Reading, name: str, config: str, architecture: str
+) -> None:
+    written = yaml.safe_load(reading(name).plan.files[f"predict_{name}.yaml"])
+    model = written["model"]
+    assert (model["model_config"]["type"], model["arch"]["type"]) == (config, architecture)
+    assert model["model_config"]["num_layers"] > 20
+    assert model["model_config"].get("qkv_has_bias", False) is (name == "qwen1_5_7b")
+    assert ("moe_config" in written) is (name == "telechat2_39b_a12b")
+    assert model["model_config"].get("scale_emb") == (12 if name == "fm9g_4b" else None)
 
 
 @of("telechat2_7b", "telechat2_35b", "telechat2_39b_a12b")

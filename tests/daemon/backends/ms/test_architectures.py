@@ -85,6 +85,20 @@ def test_logits_are_the_native_class_s(tmp_path: Path, name: str) -> None:
                 assert np.array_equal(logits(runner, ids, [], len(expected)), got)
 
 
+@pytest.mark.parametrize("name", ["baichuan2", "chatglm2", "internlm2.5", "telechat2, experts"])
+def test_packed_matrices_as_integers(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shares of a packed matrix find their places in integers, too; rounding is all that differs."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    case = CASES[name]
+    folder = write_folder(tmp_path / "model", case)
+    order = Order(model=str(folder), out=tmp_path / "out", quantize="int8", group_size=32)
+    built = package(order, Progress(quiet=True))
+    with np.load(GOLDENS) as goldens, running(built.path, case) as runner:
+        expected = goldens[key_of(name, 77)]
+        got = logits(runner, prompt(vocab_of(case), 77), [], len(expected))
+    assert np.sqrt(np.mean((got - expected) ** 2)) <= 0.05 * np.sqrt(np.mean(expected**2))
+
+
 def test_biases_of_experts(tmp_path: Path) -> None:
     """Which the native class lacks; the routing is as before."""
     case = replace(CASES["telechat2, experts"], without="")
