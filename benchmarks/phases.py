@@ -15,7 +15,7 @@ from benchmarks.prompts import Prompts
 PROMPT, OUTPUT, LONG_PROMPT = 128, 128, 1024
 _WIDE_PROMPT = 600
 _ALONE, _PREFILLS, _REPEATS = 2, 2, 2
-_STALLED, _STALLING_PROMPT, _STALLED_OUTPUT = 8, 3000, 1200
+_STALLED, _STALLING_PROMPT, _STALLED_OUTPUT = 8, 3000, 1500
 _SETTLED, _BEFORE = 8, 40
 """Tokens of each stream until the pace is even, and those by which it is then judged."""
 
