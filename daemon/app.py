@@ -225,6 +225,7 @@ def _ms_options(options: MsOptions, trust_model_code: bool) -> dict[str, Any]:
         "prefill_slowdown": options.prefill_slowdown,
         "prompt_lookup": options.prompt_lookup,
         "allow_not_finite": options.allow_not_finite,
+        "device": options.device,
         "trust_model_code": trust_model_code,
     }
     if options.kv_cache_mb is not None:

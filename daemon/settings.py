@@ -57,6 +57,9 @@ class MsOptions(BaseModel):
         description="tokens guessed at a time from the text so far, with equal answers; 0 is off",
     )
     allow_not_finite: bool = Field(False, description="serve weights that are infinite or NaN")
+    device: Literal["cpu", "ascend"] = Field(
+        "cpu", description="what computes; ascend needs mindformers and CANN, and was never run"
+    )
 
 
 class Settings(BaseModel):

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, Literal, Protocol
 
 import msgspec
 
@@ -27,6 +27,7 @@ from daemon.backends.base import (
     TokenRequest,
 )
 from daemon.backends.channel import TokenInbox
+from daemon.backends.ms.ascend import AscendRunner
 from daemon.backends.ms.engine import Engine, EngineSettings, Outcome, Runner
 from daemon.backends.ms.memory import check_fit, plan_blocks, room_for_model
 from daemon.backends.ms.runner import ModelRunner, RunnerOptions
@@ -65,6 +66,8 @@ class MsOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Of the weights in memory: ``auto`` (as stored), a float type, or ``int8`` or ``int4``."""
     kv_dtype: str = "float32"
     """Of keys and values in memory: ``float32``, ``bfloat16`` or ``float16``."""
+    device: Literal["cpu", "ascend"] = "cpu"
+    """``ascend`` is by way of mindformers, and was never run."""
     allow_not_finite: bool = False
     """Serve weights that are infinite or NaN."""
     trust_model_code: bool = False
@@ -173,7 +176,8 @@ class MsBackend:
             kv_dtype=options.kv_dtype,
             allow_not_finite=options.allow_not_finite,
         )
-        return self._load_runner(spec.path, options=runner_options, progress=progress)
+        load = AscendRunner.load if options.device == "ascend" else self._load_runner
+        return load(spec.path, options=runner_options, progress=progress)
 
     def _emit(self, outcomes: list[tuple[int, Outcome]]) -> None:
         """From the engine's thread."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -72,3 +73,23 @@ def test_the_yaml_is_read_as_it_was_written(theirs: Mapping[str, Any], folder: P
 
 def test_the_config_class_takes_config_json(theirs: Mapping[str, Any]) -> None:
     assert theirs["config"] == dict(zip(SIZES, (256, 6, 8, 4, 640, 4096), strict=True))
+
+
+SIGNATURES = """
+import inspect, json
+from mindformers import ModelRunner
+from mindformers.model_runner import MindIEModelRunner
+functions = (ModelRunner.__new__, MindIEModelRunner.forward)
+print(json.dumps([list(inspect.signature(function).parameters) for function in functions]))
+"""
+
+
+def test_the_calls_for_ascend_fit_its_model_runner(ask: Ask, folder: Path) -> None:
+    source = (ROOT / "daemon" / "backends" / "ms" / "ascend.py").read_text(encoding="utf-8")
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    named = {ast.unparse(call.func): [word.arg for word in call.keywords] for call in calls}
+    construct, forward = ask(SIGNATURES, folder)
+    assert named["ModelRunner"]
+    assert set(named["ModelRunner"]) <= set(construct)
+    assert named["self._model.forward"]
+    assert set(named["self._model.forward"]) <= set(forward)
