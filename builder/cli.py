@@ -117,6 +117,14 @@ def list_command(as_json: bool) -> None:
     help="Weights that share a scale.  [default: 64 for int8, 32 for int4, by the demo model's relative "
     "errors: 0.6 % and 8.7 %]",
 )
+@click.option(
+    "--clip-search",
+    is_flag=True,
+    help="With --quantize: try many scales for each group and keep the one with the least squared error.",
+)
+@click.option(
+    "--report", type=_PATH, help="With --quantize: write every layer's relative error to this JSON file."
+)
 @click.option("--adapter", type=_PATH, help="A LoRA adapter's folder, to merge into the weights.")
 @click.option("--link", is_flag=True, help="Hard-link the weights instead of copying them.")
 @click.option(

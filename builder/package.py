@@ -16,6 +16,7 @@ from builder.hf_folder import find_recipe
 from builder.inputs import Inputs, read_inputs
 from builder.plan import Network, Options, Plan, build_plan
 from builder.progress import Progress
+from builder.quantization_report import check_report, write_report
 from builder.recipe import NAME_PATTERN, TEMPLATES_FOLDER
 from builder.sources import Requested
 from builder.write import Target, update_pbtxt, version_exists, write
@@ -45,6 +46,9 @@ class Order:
     dry_run: bool = False
     quantize: str | None = None
     group_size: int | None = None
+    clip_search: bool = False
+    report: Path | None = None
+    """Where to write the relative error of every quantized layer."""
     allow_nonfinite: bool = False
 
 
@@ -62,10 +66,17 @@ class Result:
 def package(order: Order, progress: Progress, cache: DigestCache | None = None) -> Result:
     """Make a model directory. Raises ``Fault``; then nothing was written."""
     cache = cache or DigestCache()
+    if order.report is not None:
+        check_report(order.report, order.dry_run)
     inputs, plan = plan_order(order)
     target = Target(order.out, plan.model, order.version, order.replace)
     same = _already_built(plan, target, inputs, cache, progress)
     if same is not None:
+        if order.report is not None:
+            message = f"{same} is already built: no layer was rounded that {order.report} could tell of"
+            raise Fault(
+                FaultKind.ALREADY_EXISTS, message, "leave out --report, or build it under another --name"
+            )
         if not order.dry_run:
             update_pbtxt(plan, target)
         return Result("already_built", plan, same, read_manifest(same))
@@ -75,7 +86,10 @@ def package(order: Order, progress: Progress, cache: DigestCache | None = None) 
         version = order.version or max(target.versions(), default=0) + 1
         return Result("planned", plan, target.folder / str(version), None)
     written = write(plan, target, cache, progress)
-    return Result("built", plan, written.path, written.manifest, written.errors)
+    result = Result("built", plan, written.path, written.manifest, written.errors)
+    if order.report is not None:
+        write_report(order.report, result)
+    return result
 
 
 def plan_order(order: Order) -> tuple[Inputs, Plan]:
@@ -83,14 +97,21 @@ def plan_order(order: Order) -> tuple[Inputs, Plan]:
     if order.name is not None and not re.fullmatch(NAME_PATTERN, order.name):
         hint = "use letters, digits, '_', '-' and '.', beginning with a letter or digit"
         raise Fault(FaultKind.INVALID_CONFIG, f"{order.name!r} cannot be a model's name", hint)
-    if order.group_size is not None and order.quantize is None:
-        raise Fault(FaultKind.INVALID_REQUEST, "--group-size is for --quantize", "add --quantize int4")
+    if order.quantize is None:
+        given = {
+            "--group-size": order.group_size,
+            "--clip-search": order.clip_search or None,
+            "--report": order.report,
+        }
+        for option, value in given.items():
+            if value is not None:
+                raise Fault(FaultKind.INVALID_REQUEST, f"{option} is for --quantize", "add --quantize int4")
     recipe_file = find_recipe(order.model, order.name)
     recipe = recipe_file.recipe
     inputs = read_inputs(recipe_file, order.requested)
     path, known = shipped_network(recipe.network or inputs.family.network)
     name = order.name or recipe.name
-    options = Options(name, order.dtype, order.link, order.quantize, order.group_size)
+    options = Options(name, order.dtype, order.link, order.quantize, order.group_size, order.clip_search)
     plan = build_plan(inputs, options, Network(known, path.read_bytes()), _yaml_base(inputs))
     return inputs, replace(plan, allow_nonfinite=order.allow_nonfinite)
 

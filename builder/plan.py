@@ -41,6 +41,8 @@ class Options:
     quantize: str | None = None
     """``int8`` or ``int4``; ``None`` keeps floats."""
     group_size: int | None = None
+    search_clip: bool = False
+    """Spend time on better scales."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,13 @@ def _quantization(inputs: Inputs, options: Options) -> Quantization | None:
     if inputs.quantization is not None:
         message = f"the weights of {inputs.recipe.name} are quantized already: {inputs.quantization}"
         raise Fault(FaultKind.UNSUPPORTED, message, "leave out --quantize, or take unquantized weights")
-    return plan_quantization(options.quantize, options.group_size, inputs.family, inputs.architecture.values)
+    return plan_quantization(
+        options.quantize,
+        options.group_size,
+        inputs.family,
+        inputs.architecture.values,
+        search_clip=options.search_clip,
+    )
 
 
 def _plan_weights(
@@ -219,7 +227,8 @@ def _change_notes(
         return notes
     kept = [name for name, _ in linear if name in quantization.ignore]
     rest = f"; not quantized: {', '.join(kept)}" if kept else ""
-    return [*notes, f"weights: {quantization}{rest}"]
+    found = "; the scale of every group was searched for" if quantization.search_clip else ""
+    return [*notes, f"weights: {quantization}{found}{rest}"]
 
 
 def _card(
@@ -261,7 +270,9 @@ def _card(
 def _conversion(entry: PlannedWeights) -> list[Any] | None:
     if entry.method == "rewrite":
         tensors = [[tensor.name, tensor.dtype, list(tensor.shape)] for tensor in entry.header.tensors]
-        return [QUANTIZER_VERSION, *tensors]
+        quantization = entry.changes.quantization
+        search = ["clip-search"] if quantization is not None and quantization.search_clip else []
+        return [QUANTIZER_VERSION, *search, *tensors]
     return [tensor.dtype for tensor in entry.header.tensors] if entry.method == "convert" else None
 
 

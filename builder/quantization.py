@@ -37,6 +37,8 @@ class Quantization:
     group: int
     ignore: tuple[str, ...] = ()
     """Linear layers that stay as they are."""
+    search_clip: bool = False
+    """Try many scales for each group; the form of the result is the same."""
 
     @property
     def dtype(self) -> str:
@@ -83,7 +85,7 @@ class Quantization:
 
 
 def plan_quantization(
-    method: str, group: int | None, family: Family, config: Mapping[str, Any]
+    method: str, group: int | None, family: Family, config: Mapping[str, Any], *, search_clip: bool = False
 ) -> Quantization:
     """Which layers are quantized: all that the group divides; the head at 8 bits only.
 
@@ -98,7 +100,7 @@ def plan_quantization(
     if kept >= modules.keys():
         message = f"no layer of the model has a width that groups of {chosen} divide"
         raise Fault(FaultKind.UNSUPPORTED, message, "choose a smaller --group-size, or leave out --quantize")
-    return Quantization(bits, chosen, tuple(sorted(kept)))
+    return Quantization(bits, chosen, tuple(sorted(kept)), search_clip)
 
 
 def read_quantization(config: Mapping[str, Any], where: str = "config.json") -> Quantization | None:

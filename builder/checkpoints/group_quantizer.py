@@ -1,9 +1,10 @@
 """Rounds rows of a matrix to groups of small integers with one scale each, and packs them into 32-bit words.
 
 The form is compressed-tensors' ``pack-quantized``: signed integers stored unsigned by adding half their
-range, the first of a word in its lowest bits. Every group tries a few scales and keeps the one with the least
-squared error, measured with the scale as it is stored. A group's result depends on nothing but its values, so
-that neither the buffer nor the number of threads shows in the bytes.
+range, the first of a word in its lowest bits. Every group tries a few scales, or many when clipping is
+searched for, and keeps the one with the least squared error, measured with the scale as it is stored. A
+group's result depends on nothing but its values, so that neither the buffer nor the number of threads shows
+in the bytes.
 """
 
 from __future__ import annotations
@@ -30,6 +31,19 @@ _STEPS: Mapping[int, tuple[float, ...]] = MappingProxyType(
 )
 """Scales to try, as the number of steps to the largest value of a group; the published choice first."""
 
+
+def _steps(first: int, end: int, parts: int) -> tuple[float, ...]:
+    return tuple(step / parts for step in range(first, end))
+
+
+_SEARCHED: Mapping[int, tuple[float, ...]] = MappingProxyType(
+    {
+        4: tuple(dict.fromkeys((*_STEPS[4], *_steps(52, 97, 8), *_steps(25, 33, 2)))),
+        8: tuple(dict.fromkeys((*_STEPS[8], *_steps(126, 181, 1)))),
+    }
+)
+"""The same when clipping is searched for: a group's largest value may be cut to 0.44 of itself, or 0.7."""
+
 _SMALLEST: Mapping[str, float] = MappingProxyType({"F32": 2.0**-126, "F16": 2.0**-24, "BF16": 2.0**-126})
 """The least scale that each dtype can store."""
 
@@ -46,7 +60,9 @@ class QuantizedRows:
     squared_weight: float
 
 
-def quantize_rows(rows: NDArray[np.float32], bits: int, group: int, scale_dtype: str) -> QuantizedRows:
+def quantize_rows(
+    rows: NDArray[np.float32], bits: int, group: int, scale_dtype: str, *, search_clip: bool = False
+) -> QuantizedRows:
     """Round finite float32 rows [n, k], ``k`` a multiple of ``group``."""
     import numpy as np
 
@@ -56,7 +72,7 @@ def quantize_rows(rows: NDArray[np.float32], bits: int, group: int, scale_dtype:
     rounded, difference = np.empty_like(groups), np.empty_like(groups)
     chosen = np.zeros_like(largest)
     least = np.full_like(largest, np.inf)
-    for index, steps in enumerate(_STEPS[bits]):
+    for index, steps in enumerate((_SEARCHED if search_clip else _STEPS)[bits]):
         scales = _stored_scales(largest, steps, scale_dtype)
         _round(groups, scales, bits, rounded)
         np.multiply(rounded, scales, out=difference)

@@ -204,7 +204,8 @@ class _Work:
         def round_block(number: int, block: memoryview) -> QuantizedRows:
             values = _finite(widened(block, tensor.dtype), tensor, self.weights.source.path)
             rows = self._changed(values.reshape(-1, columns), tensor, first + number * height)
-            return quantize_rows(rows, quantization.bits, quantization.group, scale_dtype)
+            form = (quantization.bits, quantization.group, scale_dtype)
+            return quantize_rows(rows, *form, search_clip=quantization.search_clip)
 
         return self.pool.map(round_block, itertools.count(), blocks)
 

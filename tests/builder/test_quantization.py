@@ -234,8 +234,51 @@ def test_an_odd_vocabulary_end_to_end(builder: Builder, tmp_path: Path) -> None:
     assert builder("verify", place).code == 0
 
 
-def test_group_size_needs_quantize(builder: Builder, folder: Path) -> None:
-    run = builder("package", "--model", folder, "--group-size", 32, "--out", folder.parent / "out")
+def test_searched_scales_are_another_version_of_the_same_form(builder: Builder, folder: Path) -> None:
+    plain = quantize(builder, folder, "int4")
+    searched = quantize(builder, folder, "int4", "--clip-search")
+    assert (plain["version"], searched["version"]) == ("1", "2")
+    assert any("scale of every group was searched for" in note for note in searched["notes"])
+    assert quantize(builder, folder, "int4", "--clip-search")["status"] == "already_built"
+    assert quantize(builder, folder, "int4")["path"] == plain["path"]
+    before = load_file(folder / "model.safetensors")
+    name = f"{plain['quantization']['worst_layers'][0]['layer']}.weight"
+    errors = [
+        np.linalg.norm(read_back(Path(result["path"]), 4, 32)[name] - before[name])
+        for result in (plain, searched)
+    ]
+    assert errors[1] < errors[0]
+
+
+def test_a_report_names_every_layer(builder: Builder, folder: Path) -> None:
+    path = folder.parent / "report.json"
+    result = quantize(builder, folder, "int4", "--report", path)
+    report = json.loads(path.read_text())
+    errors = [layer["relative_error"] for layer in report["layers"]]
+    assert len(errors) == 14
+    assert errors == sorted(errors, reverse=True)
+    assert report["layers"][:10] == result["quantization"]["worst_layers"]
+    assert report["mean_relative_error"] == pytest.approx(np.mean(errors))
+    assert (report["dtype"], report["group_size"], report["not_quantized"]) == ("int4", 32, [HEAD])
+
+
+def test_a_report_that_cannot_be_made_is_refused(builder: Builder, folder: Path) -> None:
+    order = ("package", "--model", folder, "--out", folder.parent / "out", "--quantize", "int4")
+    nowhere = builder(*order, "--report", folder / "no" / "report.json")
+    assert (nowhere.code, "does not exist" in nowhere.err) == (2, True)
+    assert builder(*order, "--report", folder).code == 2
+    dry = builder(*order, "--report", folder / "report.json", "--dry-run")
+    assert (dry.code, "--dry-run rounds no layer" in dry.err) == (2, True)
+    assert not (folder.parent / "out").exists()
+    assert builder(*order).code == 0
+    again = builder(*order, "--report", folder / "report.json")
+    assert (again.code, "is already built" in again.err) == (6, True)
+    assert not (folder / "report.json").exists()
+
+
+@pytest.mark.parametrize("option", [("--group-size", 32), ("--clip-search",), ("--report", "r.json")])
+def test_what_needs_quantize(builder: Builder, folder: Path, option: tuple[object, ...]) -> None:
+    run = builder("package", "--model", folder, *option, "--out", folder.parent / "out")
     assert run.code == 2
     assert "add --quantize" in run.err
     assert builder("package", "--model", folder, "--quantize", "int3").code == 2

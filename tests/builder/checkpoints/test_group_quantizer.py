@@ -110,3 +110,15 @@ def test_trying_scales_is_better_than_taking_the_first(bits: int) -> None:
     scale = np.abs(groups).max(axis=1, keepdims=True) / np.float32(half - 0.5)
     plain = np.clip(np.rint(groups / scale), -half, half - 1) * scale
     assert np.square(got - rows).sum() < 0.97 * np.square(plain - groups).sum()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_searching_is_never_worse_for_any_group(bits: int) -> None:
+    rows = np.random.default_rng(5).standard_t(3, (64, 128)).astype(np.float32)
+    errors = []
+    for search in (False, True):
+        found = quantize_rows(rows, bits, 32, "BF16", search_clip=search)
+        scales = np.repeat(widened(found.scales, "BF16").reshape(len(rows), -1), 32, axis=1)
+        errors.append(np.square(found.values * scales - rows).reshape(-1, 32).sum(axis=1))
+    assert (errors[1] <= errors[0] * 1.00001).all()
+    assert errors[1].sum() < 0.99 * errors[0].sum()
