@@ -15,6 +15,7 @@ from benchmarks.machine import Bounds
 from benchmarks.subject import Result, Visit, best_peer, ratio, results_of
 from benchmarks.synthetic import Shape
 from benchmarks.variants import Variant
+from benchmarks.visits import DISTURBED
 
 _CHART = Path("pictures", "benchmarks.svg")
 _BEGIN, _END = "<!-- results: written by scripts/bench --write-docs -->", "<!-- end of results -->"
@@ -58,18 +59,17 @@ class Report:
         if len(self._ratios()) > 1:
             parts.append("MindPort over a peer of the same weight width; above 1, MindPort is faster:\n")
             parts.append(table.text(self._ratios()))
-        parts.append("\n".join(["not measured:", *(f"  {line}" for line in self._missing())]))
-        return "\n".join(parts) + "\n"
+        for title, lines in self._notes().items():
+            parts.append("\n".join([f"{title}:", *(f"  {line}" for line in lines)]) + "\n")
+        return "\n".join(parts)
 
     def markdown(self) -> str:
         parts = ["\n".join(f"- {line}" for line in self._lines()) + "\n"]
         parts += [table.markdown(goals.rows(self.goals), words=2), table.markdown(self._rows())]
         if len(self._ratios()) > 1:
             parts.append(table.markdown(self._ratios()))
-        missing = list(self._missing())
-        if missing:
-            parts.append("".join(f"- not measured: {line}\n" for line in missing))
-        return "\n".join(parts)
+        notes = [f"- {title}: {line}\n" for title, lines in self._notes().items() for line in lines]
+        return "\n".join([*parts, "".join(notes)] if notes else parts)
 
     def chart(self) -> str:
         return plot.svg(list(self._panels()))
@@ -110,10 +110,16 @@ class Report:
             f"goals: {met.count(True)} met, {met.count(False)} not met, {met.count(None)} not measured",
         ]
 
-    def _missing(self) -> Iterator[str]:
+    def _notes(self) -> dict[str, list[str]]:
+        """What has no figures, and whose figures are too low."""
+        notes: dict[str, list[str]] = {}
         for visit in self.visits:
+            name, others = f"{visit.subject.name} ({visit.part})", visit.values.get("others_share", 0.0)
             if visit.problem:
-                yield f"{visit.subject.name} ({visit.part}): {visit.problem}"
+                notes.setdefault("not measured", []).append(f"{name}: {visit.problem}")
+            if others > DISTURBED:
+                notes.setdefault("disturbed", []).append(f"{name}: others took {others:.0f} % of its CPUs")
+        return notes
 
     def _panels(self) -> Iterator[plot.Panel]:
         for column in table.columns(self.run.streams):

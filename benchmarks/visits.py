@@ -79,16 +79,11 @@ class Visitor:
         self.say = say
 
     def round(self, engine: Engine, number: int) -> None:
-        """All phases of an engine; once more when others took its CPUs."""
+        """All phases of an engine."""
         if self.diary.has("peers", engine.name, number):
             return
         self.say(f"round {number + 1}: {engine.name}")
-        visit = self._peer(engine, number)
-        if visit.values.get("others_share", 0) > DISTURBED:
-            self.say(f"  others took {visit.values['others_share']:.0f} % of its CPUs: once more")
-            again = self._peer(engine, number)
-            visit = min((visit, again), key=_flaws)
-        self.diary.add(visit)
+        self._keep(lambda: self._peer(engine, number))
 
     def visit(
         self, part: str, engine: Engine, ask: Callable[[Engine], dict[str, float]], number: int = 0
@@ -97,8 +92,20 @@ class Visitor:
         if self.diary.has(part, engine.name, number):
             return
         self.say(f"{part}: {engine.name}")
-        visit = Visit(part, number, engine.subject)
-        self._started(visit, engine, [("", lambda: ask(engine))])
+
+        def make() -> Visit:
+            visit = Visit(part, number, engine.subject)
+            self._started(visit, engine, [("", lambda: ask(engine))])
+            return visit
+
+        self._keep(make)
+
+    def _keep(self, make: Callable[[], Visit]) -> None:
+        """Once more when others took the engine's CPUs; the better visit is kept."""
+        visit = make()
+        if visit.values.get("others_share", 0) > DISTURBED:
+            self.say(f"  others took {visit.values['others_share']:.0f} % of its CPUs: once more")
+            visit = min((visit, make()), key=_flaws)
         self.diary.add(visit)
 
     def measure(self) -> Bounds:

@@ -441,6 +441,13 @@ def test_the_report_is_written_in_four_forms(tmp_path: Path) -> None:
     assert len(picture.findall("{http://www.w3.org/2000/svg}path")) == 2 + 2
 
 
+def test_the_report_says_who_was_disturbed() -> None:
+    disturbed = Visit("threads", 0, OURS, {"prefill_per_s": 1.0, "others_share": 50.0})
+    said = "mindport float32 (threads): others took 50 % of its CPUs"
+    assert f"disturbed:\n  {said}\n" in report_of([disturbed]).text()
+    assert f"- disturbed: {said}\n" in report_of([disturbed]).markdown()
+
+
 def test_documents_get_the_tables_between_their_marks(tmp_path: Path) -> None:
     for language in ("en", "zh"):
         page = tmp_path / language / "benchmarks.md"
