@@ -96,7 +96,7 @@ class AdapterLoader:
             spans, up = _panels(shape, parts)
             return self._kernels.set_low_rank(adapter, matrix, LowRank(down, scales, spans, up, b_dtype))
         finally:
-            self._kernels.free_matrix(down)  # the adapter keeps it
+            self._kernels.free_matrix(down)  # the adapter has a copy
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,11 +163,14 @@ MP_API int64_t mp_adapter_set(int64_t handle, int64_t matrix, int64_t down, int6
   return guarded([&] {
     const auto changed = Registry::instance().matrix(matrix);
     LowRank change;
-    change.down = Registry::instance().matrix(down);
+    const auto halved = Registry::instance().matrix(down);
     change.format = checked_float(format);
-    if (!is_float(change.down->format()) || change.down->cols() != changed->cols())
+    if (!is_float(halved->format()) || halved->cols() != changed->cols())
       throw std::invalid_argument("a low-rank change does not fit its matrix");
-    const int64_t reduced = change.down->rows();
+    change.panels = halved->panels();
+    change.cols = halved->cols();
+    change.down_format = halved->format();
+    const int64_t reduced = halved->rows();
     change.scales.assign(scales, scales + reduced);
     for (int64_t panel = 0; panel < changed->panels(); ++panel) {
       const int64_t* s = spans + 3 * panel;
@@ -176,11 +179,11 @@ MP_API int64_t mp_adapter_set(int64_t handle, int64_t matrix, int64_t down, int6
       change.spans.push_back({s[0], s[1], s[2]});
     }
     const int64_t size = elements * element_bytes(change.format);
-    change.up = Memory(static_cast<size_t>(size));
-    std::copy_n(static_cast<const uint8_t*>(up), size, change.up.bytes());
-    const int64_t bytes = change.bytes();
-    Registry::instance().adapter(handle).changes[changed.get()] = std::move(change);
-    return bytes;
+    Adapter& adapter = Registry::instance().adapter(handle);
+    change.down = adapter.halves.copy(halved->panel(0), static_cast<size_t>(halved->bytes()));
+    change.up = adapter.halves.copy(up, static_cast<size_t>(size));
+    adapter.changes[changed.get()] = std::move(change);
+    return halved->bytes() + size;
   });
 }
 

@@ -8,6 +8,9 @@
 namespace mindport {
 namespace {
 
+constexpr int64_t kBeginning = 2048;  // bytes of a panel
+constexpr int64_t kLine = 64;
+
 int log2_of(int64_t width) { return width == 4 ? 2 : width == 2 ? 1 : 0; }
 
 // The most panels, at most `panels`, that a tile of these rows takes at once.
@@ -27,35 +30,54 @@ Correction::Correction(const std::vector<AdapterRun>& runs, const Matrix& weight
     const LowRank* change = run.adapter->of(weights);
     if (change == nullptr) continue;
     runs_.push_back({run.first, run.last, change});
-    stride_ = std::max(stride_, change->down->panels() * kLanes);
+    stride_ = std::max(stride_, change->panels * kLanes);
     rows = std::max(rows, run.last);
   }
   if (runs_.empty()) return;
   reduced_ = reduced.at_least(static_cast<size_t>(rows * stride_));
 
-  const int64_t most = kernels().tile_rows;
-  struct Task {
-    const Run* run;
-    int64_t row, count;
-  };
-  std::vector<Task> tasks;
-  for (const Run& run : runs_)
-    for (int64_t row = run.first; row < run.last; row += most) tasks.push_back({&run, row, std::min(most, run.last - row)});
+  const std::vector<Task> tasks = cut(rows);
   ThreadPool::instance().each(static_cast<int64_t>(tasks.size()), 1, [&](int64_t first, int64_t last, int) {
     for (int64_t i = first; i < last; ++i) {
-      const auto [run, row, count] = tasks[static_cast<size_t>(i)];
-      const Matrix& down = *run->change->down;
-      for (int64_t panel = 0; panel < down.panels();) {
-        const int64_t width = widest(down.format(), count, down.panels() - panel);
-        kernels().tile[static_cast<int>(down.format())][count][log2_of(width)](
-            {a + row * a_row, a_row, down.panel(panel), down.panel_elements(), down.cols(),
-             reduced_ + row * stride_ + panel * kLanes, stride_, false});
-        panel += width;
-      }
-      for (int64_t r = row; r < row + count; ++r)
-        for (size_t j = 0; j < run->change->scales.size(); ++j) reduced_[r * stride_ + static_cast<int64_t>(j)] *= run->change->scales[j];
+      const size_t next = static_cast<size_t>(i) + 1;
+      if (next < tasks.size()) fetch_beginning(tasks[next]);
+      reduce(tasks[static_cast<size_t>(i)], a, a_row);
     }
   });
+}
+
+// Rows of a run by panels of its D, so that there is work for every thread.
+std::vector<Correction::Task> Correction::cut(int64_t rows) const {
+  const int64_t most = kernels().tile_rows;
+  std::vector<Task> tasks;
+  tasks.reserve(static_cast<size_t>(2 * rows));
+  for (const Run& run : runs_) {
+    for (int64_t row = run.first; row < run.last; row += most) {
+      const int64_t count = std::min(most, run.last - row);
+      for (int64_t panel = 0, width; panel < run.change->panels; panel += width) {
+        width = widest(run.change->down_format, count, run.change->panels - panel);
+        tasks.push_back({run.change, row, count, panel, width});
+      }
+    }
+  }
+  return tasks;
+}
+
+void Correction::reduce(const Task& task, const float* a, int64_t a_row) const {
+  const LowRank& change = *task.change;
+  kernels().tile[static_cast<int>(change.down_format)][task.count][log2_of(task.width)](
+      {a + task.row * a_row, a_row, change.panel(task.panel), change.cols * kLanes, change.cols,
+       reduced_ + task.row * stride_ + task.panel * kLanes, stride_, false});
+  const int64_t last = std::min((task.panel + task.width) * kLanes, static_cast<int64_t>(change.scales.size()));
+  for (int64_t r = task.row; r < task.row + task.count; ++r)
+    for (int64_t j = task.panel * kLanes; j < last; ++j) reduced_[r * stride_ + j] *= change.scales[static_cast<size_t>(j)];
+}
+
+// What a tile reads before its own fetching takes effect.
+void Correction::fetch_beginning(const Task& task) const {
+  for (int64_t panel = task.panel; panel < task.panel + task.width; ++panel)
+    for (int64_t at = 0; at < std::min(kBeginning, task.change->panel_bytes()); at += kLine)
+      __builtin_prefetch(task.change->panel(panel) + at);
 }
 
 void Correction::add(const Region& region, float* c, int64_t c_row) const {
@@ -84,7 +106,7 @@ void Correction::add(const Region& region, float* c, int64_t c_row) const {
       for (int64_t row = first; row < last && span.count > 0; row += most) {
         const int64_t count = std::min(most, last - row);
         kernels().tile[format][count][log2_of(width)]({reduced_ + row * stride_ + span.first, stride_,
-                                                       change.up.bytes() + span.offset * element, span.count * kLanes,
+                                                       change.up + span.offset * element, span.count * kLanes,
                                                        span.count, c + row * c_row + panel * kLanes, c_row, true});
       }
       panel += width;

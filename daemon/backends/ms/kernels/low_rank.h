@@ -2,7 +2,6 @@
 #pragma once
 
 #include <map>
-#include <memory>
 #include <vector>
 
 #include "matmul.h"
@@ -17,16 +16,20 @@ struct LowRank {
     int64_t offset;        // of the panel [count][16] in `up`, in elements
   };
 
-  std::shared_ptr<Matrix> down;  // D, of a float format
-  std::vector<float> scales;     // one for each row of D
-  std::vector<Span> spans;       // one for each panel of the matrix
-  Memory up;
-  Format format;                 // of `up`
+  const uint8_t* down;        // D in panels [cols][16], of a float format
+  int64_t panels, cols;       // of D
+  Format down_format;
+  std::vector<float> scales;  // one for each row of D
+  std::vector<Span> spans;    // one for each panel of the matrix
+  const uint8_t* up;
+  Format format;              // of `up`
 
-  int64_t bytes() const { return down->bytes() + static_cast<int64_t>(up.size()); }
+  int64_t panel_bytes() const { return cols * kLanes * element_bytes(down_format); }
+  const uint8_t* panel(int64_t index) const { return down + index * panel_bytes(); }
 };
 
 struct Adapter {
+  Arena halves;
   std::map<const Matrix*, LowRank> changes;
 
   const LowRank* of(const Matrix& matrix) const {
@@ -55,6 +58,14 @@ class Correction {
     int64_t first, last;
     const LowRank* change;
   };
+  struct Task {
+    const LowRank* change;
+    int64_t row, count, panel, width;
+  };
+
+  std::vector<Task> cut(int64_t rows) const;
+  void reduce(const Task& task, const float* a, int64_t a_row) const;
+  void fetch_beginning(const Task& task) const;
 
   std::vector<Run> runs_;
   float* reduced_ = nullptr;

@@ -5,8 +5,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <new>
 #include <utility>
+#include <vector>
 
 namespace mindport {
 
@@ -46,6 +48,27 @@ class Memory {
   static constexpr size_t kHugePage = size_t{2} << 20;
   void* data_ = nullptr;
   size_t bytes_ = 0;
+};
+
+// Pieces that live as long as the arena, one after the other: small matrices that share large pages.
+class Arena {
+ public:
+  uint8_t* copy(const void* source, size_t bytes) {
+    const size_t room = (bytes + kLine - 1) / kLine * kLine;
+    if (chunks_.empty() || used_ + room > chunks_.back().size()) {
+      chunks_.emplace_back(room > kChunk ? room : kChunk);
+      used_ = 0;
+    }
+    uint8_t* place = chunks_.back().bytes() + used_;
+    std::memcpy(place, source, bytes);
+    used_ += room;
+    return place;
+  }
+
+ private:
+  static constexpr size_t kLine = 64, kChunk = size_t{64} << 20;  // what nobody touched takes no memory
+  std::vector<Memory> chunks_;
+  size_t used_ = 0;
 };
 
 }  // namespace mindport
