@@ -10,13 +10,16 @@ from typing import Any
 from builder.adapters.adapter import Adapter
 from builder.adapters.read import read_adapter
 from builder.architecture import Architecture, Source, checked_value, merge
+from builder.checkpoints.ready_made_weights import is_ready_made, read_packed
 from builder.checkpoints.weight_files import Weights, check_tensors
 from builder.conversion.foreign import read_weights
 from builder.families import family_named
 from builder.families.base import Family
 from builder.hf_folder import classic_spelling
 from builder.mindformers_yaml import ModelYaml, extension, read_model_yaml
+from builder.quantization import CONFIG_KEY as QUANTIZATION
 from builder.quantization import Quantization, parameter_count, read_quantization
+from builder.ready_made import BESIDE, ReadyMade, read_ready_made
 from builder.recipe import TEMPLATES_FOLDER, Recipe, RecipeFile
 from builder.sources import Locations, Requested, locate
 from builder.tokenizer.files import (
@@ -91,12 +94,17 @@ def read_inputs(recipe_file: RecipeFile, requested: Requested) -> Inputs:
     yaml = _read_yaml(reader, family)
     config = classic_spelling(reader.json(locations.find("config.json")))
     hf_config = _resolve_aliases(family, config)
-    quantization = read_quantization(config, str(locations.find("config.json")))
+    form = _ready_made(reader, config)
+    quantization = None if form else read_quantization(config, str(locations.find("config.json")))
     reader.problems.extend(_config_problems(family, hf_config))
     architecture = _merge(recipe, family, yaml, hf_config)
     reader.problems.extend(architecture.problems)
     reader.problems.extend(family.refuse({**hf_config, **architecture.values}))
     weights = _read_weights(reader, family, architecture)
+    if form is not None and not architecture.problems and not weights.problems:
+        weights, quantization = _read_packed(reader, form, weights, (family, architecture.values))
+        if quantization is not None:
+            config[QUANTIZATION] = hf_config[QUANTIZATION] = quantization.to_config()
     reader.problems.extend(weights.problems)
     if not architecture.problems and weights.files and not weights.problems:
         reader.problems.extend(_tensor_problems(weights, family, architecture, config))
@@ -122,10 +130,38 @@ def _read_weights(reader: _Reader, family: Family, architecture: Architecture) -
     return Weights((), ())
 
 
+def _ready_made(reader: _Reader, config: Mapping[str, Any]) -> ReadyMade | None:
+    """How GPTQ or AWQ made the weights, by config.json or, as older writers have it, a file beside it."""
+    if QUANTIZATION in config:
+        return read_ready_made(config[QUANTIZATION], str(reader.locations.find("config.json")))
+    for name in BESIDE:
+        path = reader.locations.find(name)
+        form = read_ready_made(reader.json(path), str(path))
+        if form is not None:
+            return form
+    return None
+
+
+def _read_packed(
+    reader: _Reader, form: ReadyMade, weights: Weights, model: tuple[Family, Mapping[str, Any]]
+) -> tuple[Weights, Quantization | None]:
+    try:
+        return read_packed(weights, form, *model)
+    except Fault as fault:
+        reader.collect(fault)
+    except OSError as error:
+        where = str(error.filename or reader.locations.weights)
+        reader.problems.append(Problem(where, f"cannot be read: {error.strerror}", "check its permissions"))
+    return Weights((), ()), None
+
+
 def _tensor_problems(
     weights: Weights, family: Family, architecture: Architecture, config: Mapping[str, Any]
 ) -> list[Problem]:
-    quantized = {key: config[key] for key in ("quantization_config",) if key in config}
+    if QUANTIZATION not in config and is_ready_made(weights):
+        message = "are quantized as GPTQ and AWQ do it, and config.json has no quantization_config"
+        return [Problem("weights", message, "fetch config.json, or quantize_config.json, again")]
+    quantized = {key: config[key] for key in (QUANTIZATION,) if key in config}
     return check_tensors(weights, family, {**architecture.values, **quantized})
 
 

@@ -24,7 +24,8 @@ DEFAULT_GROUPS: Mapping[int, int] = MappingProxyType({8: 64, 4: 32})
 where a quarter of a bit buys a tenth of the error.
 """
 PACKED, SCALE, SHAPE = "weight_packed", "weight_scale", "weight_shape"
-_KEY = "quantization_config"
+CONFIG_KEY = "quantization_config"
+"""Of config.json."""
 _FORMAT = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
 _WORD_BITS = 32
 
@@ -105,7 +106,7 @@ def plan_quantization(
 
 def read_quantization(config: Mapping[str, Any], where: str = "config.json") -> Quantization | None:
     """What a config.json says; ``None`` for plain weights. Raises ``Fault`` for any other form."""
-    block = config.get(_KEY)
+    block = config.get(CONFIG_KEY)
     if block is None:
         return None
     try:
