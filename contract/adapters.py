@@ -40,6 +40,13 @@ _LORA_NAME = re.compile(
     rf"(?P<module>.+)\.(?P<part>{'|'.join(_PARTS)}|mindpet_delta_lora_[AB])(?:\.(?!weight$|bias$)[^.]+)?(?:\.(?P<end>weight|bias))?"
 )
 _SAVED_NAME = re.compile(r"(?P<module>.+)\.modules_to_save(?:\.[^.]+)?\.(?P<end>weight|bias)")
+_MAX_NUMBER = 2**31
+_MAX_PATTERN = 200
+_MAX_CHOICES = 4
+"""Groups and repetitions in one expression."""
+_MAX_MODULE = 200
+_UNBOUNDED = re.compile(r"\)\s*[*+{]|\(\?(?!:)")
+"""A group that repeats, or one that is not plain."""
 _PLAIN_INITS = (True, False, None, "gaussian", "orthogonal", "eva")
 _UNKNOWN = {
     "layer_replication": "repeats layers, which changes the network",
@@ -73,9 +80,11 @@ class AdapterConfig:
 
 def _match(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     """The value of the first pattern that a module's path ends with, as PEFT matches them."""
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
+    if len(module) <= _MAX_MODULE:
+        ends = [module, *(module[dot.end() :] for dot in re.finditer(r"\.", module))]
+        for pattern, value in patterns.items():
+            if any(re.fullmatch(pattern, end) for end in ends):
+                return value
     return default
 
 
@@ -164,10 +173,14 @@ def _malformed(data: Mapping[str, Any], where: str) -> list[Problem]:
 
 def _is_number(value: Any, *, whole: bool = False) -> bool:
     kinds = int if whole else int | float
-    return isinstance(value, kinds) and not isinstance(value, bool) and 0 < value < math.inf
+    return isinstance(value, kinds) and not isinstance(value, bool) and 0 < value < _MAX_NUMBER
 
 
 def _is_regex(text: str) -> bool:
+    """An expression that every module's name is matched with in a bounded time, whoever wrote it."""
+    choices = sum(map(text.replace("(?:", "(").count, "(*+?{"))
+    if len(text) > _MAX_PATTERN or choices > _MAX_CHOICES or _UNBOUNDED.search(text):
+        return False
     try:
         re.compile(text)
     except re.error:

@@ -6,7 +6,7 @@ The builder writes it, the daemon and other readers read it. Paths are relative 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
@@ -64,7 +64,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     except FileNotFoundError:
         hint = "package it with: builder package --model NAME"
         raise Fault(FaultKind.INVALID_MODEL, f"{directory} has no config.json", hint) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Fault(FaultKind.INVALID_MODEL, f"{path} cannot be read: {error}") from None
     if not isinstance(config, dict):
         raise Fault(FaultKind.INVALID_MODEL, f"{path} must hold a JSON object")
@@ -93,4 +93,14 @@ def parse_serving(block: Any, directory: Path) -> Serving:
             f"{directory} has format version {serving.format_version}; this MindPort reads {FORMAT_VERSION}"
         )
         raise Fault(FaultKind.INVALID_MODEL, message, "upgrade MindPort, or package the model again")
+    for path in _paths(serving):
+        if path.is_absolute() or ".." in path.parts:
+            message = f'{directory / "config.json"}, block "serving": {path} is outside the model directory'
+            raise Fault(FaultKind.INVALID_MODEL, message, "package the model again")
     return serving
+
+
+def _paths(serving: Serving) -> list[PurePosixPath]:
+    """All that it names."""
+    files = (serving.network, serving.tokenizer, serving.prompt.chat_template, *serving.adapters.values())
+    return [PurePosixPath(file) for file in files if file is not None]

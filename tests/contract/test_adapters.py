@@ -68,12 +68,33 @@ def test_the_scale_follows_patterns_and_stabilisation() -> None:
         ({"rank_pattern": {"q": 0}}, "positive number"),
         ({"alpha_pattern": {"(": 4}}, "positive number"),
         ({"alpha_pattern": [1]}, "positive number"),
+        ({"lora_alpha": 10**400}, "positive number"),
+        ({"rank_pattern": {"(?i)q": 4}}, "positive number"),
     ],
 )
 def test_what_cannot_be_computed_is_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(Fault, match=words) as caught:
         parse_adapter_config({**CONFIG, **change}, "adapter_config.json")
     assert next(iter(change)) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [r"q", r"layers.1.q", r"layers\.\d+\.q", r".*\.(q|k)", r"model.layers.(?:1|11).[qk]", r"^model.*q"],
+)
+def test_a_pattern_is_an_expression_for_the_end_of_a_name(pattern: str) -> None:
+    config = parse_adapter_config({**CONFIG, "rank_pattern": {pattern: 4}}, "here")
+    assert config.rank_of("model.layers.1.q") == 4
+    assert config.rank_of("model.layers.1.qv") == 8
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["(a+)+b", "(a|a)*b", "a?" * 30 + "a" * 30, "(a|aa)" * 30 + "b", ".*" * 20 + "b", "(?x:(a+) +)b"],
+)
+def test_a_pattern_that_may_take_for_ever_is_refused(pattern: str) -> None:
+    with pytest.raises(Fault, match="rank_pattern"):
+        parse_adapter_config({**CONFIG, "rank_pattern": {pattern: 4}}, "here")
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", "[" * 100_000])
