@@ -89,6 +89,14 @@ def _check_target(order: ConvertOrder, source: Source) -> None:
         raise Fault(FaultKind.INVALID_REQUEST, message, "choose another target")
     if order.target.exists() and not (order.replace or order.discard):
         raise target_exists(order.target)
+    if order.replace and not order.discard and _is_foreign(order.target):
+        message = f"{order.target} is a folder that builder convert did not write"
+        raise Fault(FaultKind.INVALID_REQUEST, message, "remove it yourself, or choose another target")
+
+
+def _is_foreign(target: Path) -> bool:
+    """A folder of other things, which --replace must not remove."""
+    return target.is_dir() and not (target / SUMS_NAME).is_file() and any(target.iterdir())
 
 
 def _check_space(files: TargetFiles, store: Store, target: Path) -> None:

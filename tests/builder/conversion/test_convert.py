@@ -325,6 +325,17 @@ def test_a_target_is_replaced_when_asked(source: Path, convert: Convert, tmp_pat
     assert not list(tmp_path.glob(".converting-*"))
 
 
+def test_only_a_folder_of_its_own_is_replaced(source: Path, convert: Convert, tmp_path: Path) -> None:
+    target = tmp_path / "a"
+    assert convert(source, target, "--to", "hf").code == 0
+    assert convert(source, target, "--to", "hf", "--dtype", "float16", "--replace").code == 0
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "letter.txt").write_text("mine")
+    refused(convert(source, home, "--to", "hf", "--replace"), "did not write", "remove it yourself")
+    assert entries(home) == ["letter.txt"]
+
+
 def test_names_that_are_kept_need_no_known_model(source: Path, builder: Builder, tmp_path: Path) -> None:
     (source / "config.json").write_text(json.dumps({"architectures": ["BertModel"]}))
     arrays = {"embeddings.weight": np.ones((3, 4), "f2"), "ids": np.arange(3)}
