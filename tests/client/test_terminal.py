@@ -42,13 +42,26 @@ class Terminal:
 
     def until(self, words: str) -> str:
         """What was shown since the last call, up to and with ``words``."""
-        deadline = time.monotonic() + LIMIT_S
-        while words not in self._seen:
-            ready, _, _ = select.select([self._descriptor], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, f"{words!r} did not come, but {self._seen!r}"
-            self._seen += os.read(self._descriptor, 4096).decode("utf-8", "ignore")
+        assert self._comes(words, LIMIT_S), f"{words!r} did not come, but {self._seen!r}"
         shown, _, self._seen = self._seen.partition(words)
         return shown + words
+
+    def interrupt(self, words: str) -> None:
+        """Ctrl-C until ``words`` come: readline misses a signal between its prompt and its wait for keys."""
+        for _ in range(LIMIT_S):
+            self.type("\x03")
+            if self._comes(words, 1.0):
+                break
+        self.until(words)
+
+    def _comes(self, words: str, limit_s: float) -> bool:
+        deadline = time.monotonic() + limit_s
+        while words not in self._seen:
+            ready, _, _ = select.select([self._descriptor], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                return False
+            self._seen += os.read(self._descriptor, 4096).decode("utf-8", "ignore")
+        return True
 
     def end(self) -> int:
         return self.process.wait(LIMIT_S)
@@ -115,8 +128,7 @@ def test_chat(daemon: RunningDaemon) -> None:
         shown.until("stopped")
         daemon.wait_for(lambda: backend.running == 0)
         shown.until(">>> ")
-        shown.type("\x03")
-        shown.until("Ctrl-D ends the chat")
+        shown.interrupt("Ctrl-D ends the chat")
         shown.until(">>> ")
         shown.type("/nonsense\n")
         shown.until("there is no command /nonsense")
