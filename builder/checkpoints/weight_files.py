@@ -166,7 +166,7 @@ def _read_indexed(index: Path) -> Weights:
         return Weights(
             (), (Problem(str(index), f"cannot be read: {error.strerror}", "check its permissions"),)
         )
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return Weights((), (Problem(str(index), "is not a weight index", "fetch the file again"),))
     if not plain or not names:
         return Weights((), (Problem(str(index), "names files outside its folder", "fetch the file again"),))

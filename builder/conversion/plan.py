@@ -23,7 +23,7 @@ from builder.conversion.subject import Subject
 from contract.faults import Fault, FaultKind, fault_of_problems
 
 Key = TypeVar("Key")
-_NO_FLOATS = "take unquantised weights; integers cannot be converted"
+_NO_FLOATS = "take unquantized weights; integers cannot be converted"
 
 
 @dataclass(frozen=True)
