@@ -21,6 +21,7 @@ class AdapterShelf:
         self._lock = threading.Lock()
         self._numbers: dict[str, int] = {}
         self._users: Counter[int] = Counter()
+        self._loaded: set[int] = set()
 
     @property
     def names(self) -> list[str]:
@@ -31,6 +32,7 @@ class AdapterShelf:
         with self._lock:
             before = self._numbers.get(name, NONE)
             self._numbers[name] = number
+            self._loaded.add(number)
         self._free_unused(before)
 
     def remove(self, name: str) -> None:
@@ -61,9 +63,12 @@ class AdapterShelf:
 
     def _free_unused(self, number: int) -> None:
         with self._lock:
-            in_use = number == NONE or self._users[number] > 0 or number in self._numbers.values()
-        if not in_use:
-            self._free(number)
+            in_use = self._users[number] > 0 or number in self._numbers.values()
+            if in_use or number not in self._loaded:
+                return
+            self._loaded.remove(number)  # of two threads that find it unused, one frees it
+            del self._users[number]
+        self._free(number)
 
     def _unknown(self, name: str) -> Fault:
         known = ", ".join(self.names) or "none"
