@@ -55,7 +55,7 @@ class MsOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """KV cache in blocks; goes before ``kv_cache_bytes``."""
     prefix_cache: bool = True
     """Sequences with the same beginning share its keys and values."""
-    prefill_slowdown: Annotated[float, msgspec.Meta(gt=1.0)] = 1.6
+    prefill_slowdown: Annotated[float, msgspec.Meta(gt=1.0)] = 1.7
     """How many times as long a step may take that reads prompts beside running answers."""
     prompt_lookup: Annotated[int, msgspec.Meta(ge=0, le=32)] = 0
     """Tokens guessed at a time from what followed the same tokens before; 0 is off."""
@@ -65,7 +65,7 @@ class MsOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     dtype: str = "auto"
     """Of the weights in memory: ``auto`` (as stored), a float type, or ``int8`` or ``int4``."""
     kv_dtype: str = "float32"
-    """Of keys and values in memory: ``float32``, ``bfloat16`` or ``float16``."""
+    """Of keys and values in memory: ``float32``, ``bfloat16``, ``float16`` or ``int8``."""
     device: Literal["cpu", "ascend"] = "cpu"
     """``ascend`` is by way of mindformers, and was never run."""
     allow_not_finite: bool = False
