@@ -64,10 +64,11 @@ __all__ = [
     "Stream",
     "Timings",
     "TokenScore",
+    "Tokens",
     "UnauthenticatedError",
 ]
 
-_HOMES = ("aio", "blocking", "errors", "options", "results", "streams")
+_HOMES = ("aio", "blocking", "errors", "options", "perplexity", "results", "streams")
 
 
 def __getattr__(name: str) -> object:

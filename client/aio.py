@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
@@ -22,6 +22,7 @@ from client.errors import (
     request_error,
 )
 from client.options import MessageLike, OptionFields, chat_request, options_of, text_request
+from client.perplexity import Tokens
 from client.results import Answer, Chunk, Health, ModelCard
 from client.retry import RetryPolicy
 from client.streams import AsyncStream
@@ -103,6 +104,14 @@ class AsyncClient:
         """Serve an adapter no longer; running requests keep it. Raises ``ModelNotFoundError``."""
         await self._control(lambda: self._transport.unload_adapter(name))
 
+    async def tokenize(self, text: str, model: str | None = None) -> Tokens:
+        """The text as the model reads it, control strings as their tokens."""
+        return await self._control(lambda: self._transport.tokenize(text, model))
+
+    async def score(self, ids: Sequence[int], model: str | None = None) -> list[float]:
+        """The log-probability of every token but the first, given those before it."""
+        return await self._asked(lambda: self._transport.score(ids, model), self._timeout_s)
+
     async def health(self, model: str | None = None) -> Health:
         """Whether the server, and one model if named, is ready. Raises ``ConnectError`` if nobody answers."""
         return await self._control(lambda: self._transport.health(model))
@@ -168,8 +177,10 @@ class AsyncClient:
             await _within(deadline, asyncio.sleep(delay_s), request.request_id)
 
     async def _control(self, ask: Callable[[], Awaitable[T]]) -> T:
-        limit_s = min(_CONTROL_TIMEOUT_S, self._timeout_s or _CONTROL_TIMEOUT_S)
-        deadline = time.monotonic() + limit_s
+        return await self._asked(ask, min(_CONTROL_TIMEOUT_S, self._timeout_s or _CONTROL_TIMEOUT_S))
+
+    async def _asked(self, ask: Callable[[], Awaitable[T]], limit_s: float | None) -> T:
+        deadline = None if limit_s is None else time.monotonic() + limit_s
         attempt = 0
         while True:
             try:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from client.address import DEFAULT_HTTP, Address
 from client.aio import AsyncClient
 from client.options import MessageLike, OptionFields
+from client.perplexity import Tokens
 from client.results import Answer, Chunk, Health, ModelCard
 from client.streams import AsyncStream
 
@@ -77,6 +78,14 @@ class Client:
     def unload_adapter(self, name: str) -> None:
         """Serve an adapter no longer. As ``AsyncClient.unload_adapter``."""
         self._loop.run(self._client.unload_adapter(name))
+
+    def tokenize(self, text: str, model: str | None = None) -> Tokens:
+        """The text as the model reads it, control strings as their tokens."""
+        return self._loop.run(self._client.tokenize(text, model))
+
+    def score(self, ids: Sequence[int], model: str | None = None) -> list[float]:
+        """The log-probability of every token but the first, given those before it."""
+        return self._loop.run(self._client.score(ids, model))
 
     def health(self, model: str | None = None) -> Health:
         """Whether the server, and one model if named, is ready. Raises ``ConnectError`` if nobody answers."""

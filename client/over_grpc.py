@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import grpc
@@ -19,6 +19,7 @@ from client.address import Address
 from client.errors import ClientError, ConnectError, ConnectionLostError, ProtocolError
 from client.grpc_errors import error_of_status, fault_of_trailer
 from client.options import invalid
+from client.perplexity import Tokens
 from client.results import UNAVAILABLE, Chunk, Health, ModelCard
 from client.transport import message_fields, sampling_fields
 from contract import tensors
@@ -104,6 +105,12 @@ class GrpcTransport:
 
     async def unload_adapter(self, name: str) -> None:
         raise invalid("Triton's gRPC protocol has no word for adapters: use HTTP")
+
+    async def tokenize(self, text: str, model: str | None) -> Tokens:
+        raise invalid("Triton's gRPC protocol has no word for tokens: use HTTP")
+
+    async def score(self, ids: Sequence[int], model: str | None) -> list[float]:
+        raise invalid("log-probabilities cannot be had over gRPC", "ask over HTTP: http://HOST:1025")
 
     async def health(self, model: str | None) -> Health:
         live = (await self._ask(self._stub.ServerLive, pb.ServerLiveRequest())).live

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from client.address import Address
 from client.errors import ConnectError, ConnectionLostError, DeadlineError, ProtocolError
 from client.http_errors import error_of_body, error_of_response
 from client.options import invalid
+from client.perplexity import Tokens
 from client.results import UNAVAILABLE, Chunk, Health, ModelCard, TokenScore
 from client.sse import EventDecoder
 from client.transport import message_fields, sampling_fields
@@ -87,6 +88,24 @@ class HttpTransport:
     async def unload_adapter(self, name: str) -> None:
         await self._order("/v1/unload_lora_adapter", {"lora_name": name})
 
+    async def tokenize(self, text: str, model: str | None) -> Tokens:
+        found = await self._answer("/tokenize", {"prompt": text, "model": model})
+        try:
+            return Tokens(tuple(map(int, found["tokens"])), found.get("max_model_len"))
+        except (KeyError, TypeError, ValueError):
+            raise ProtocolError(f"{self._address}/tokenize answered without tokens") from None
+
+    async def score(self, ids: Sequence[int], model: str | None) -> list[float]:
+        body = {"model": model, "prompt": list(ids), "max_tokens": 0, "echo": True, "logprobs": 0}
+        found = await self._answer("/v1/completions", body)
+        try:
+            scores = [float(one) for one in found["choices"][0]["logprobs"]["token_logprobs"][1:]]
+        except (KeyError, IndexError, TypeError, ValueError):
+            scores = []
+        if len(scores) != len(ids) - 1:
+            raise ProtocolError(f"{self._address} did not give the log-probability of every token")
+        return scores
+
     async def aclose(self) -> None:
         await self._http.aclose()
 
@@ -95,14 +114,17 @@ class HttpTransport:
             if response.status_code != 200:
                 raise error_of_response(response, await response.aread(), "")
 
+    async def _answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return await self._json("POST", path, json={key: one for key, one in body.items() if one is not None})
+
     async def _ok(self, path: str) -> bool:
         async with self._send("GET", path) as response:
             if response.status_code in {401, 403}:
                 raise error_of_response(response, await response.aread(), "")
             return response.status_code == 200
 
-    async def _json(self, method: str, path: str) -> dict[str, Any]:
-        async with self._send(method, path) as response:
+    async def _json(self, method: str, path: str, **content: Any) -> dict[str, Any]:
+        async with self._send(method, path, **content) as response:
             body = await response.aread()
         if response.status_code != 200:
             raise error_of_response(response, body, "")

@@ -5,11 +5,12 @@ A transport neither retries nor measures nor keeps deadlines: ``client.aio`` doe
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Protocol
 
 import msgspec
 
+from client.perplexity import Tokens
 from client.results import Chunk, Health, ModelCard
 from contract.generation import GenerateRequest
 
@@ -42,6 +43,14 @@ class Transport(Protocol):
         ...
 
     async def unload_adapter(self, name: str) -> None: ...
+
+    async def tokenize(self, text: str, model: str | None) -> Tokens:
+        """The text as the model reads it, control strings as their tokens."""
+        ...
+
+    async def score(self, ids: Sequence[int], model: str | None) -> list[float]:
+        """The log-probability of every token but the first, given those before it."""
+        ...
 
     async def aclose(self) -> None: ...
 

@@ -15,6 +15,7 @@ import click
 from client.cli.chat import chat
 from client.cli.control import load, unload
 from client.cli.generate import generate
+from client.cli.perplexity import perplexity
 from client.cli.status import health, models
 from client.cli.terminal import ReaderGone, fail, settle_output
 from contract.faults import Fault, FaultKind
@@ -26,6 +27,7 @@ Examples:
   client generate --grpc -m telechat2_tiny < prompt.txt
   client chat --system "用一句话回答"
   client health --wait 60
+  client perplexity -m telechat2_tiny --text book.txt
   client load telechat2_tiny --adapter pirate=./pirate
 
 \b
@@ -43,7 +45,7 @@ def program() -> None:
     """Send requests to a MindPort daemon, over HTTP or gRPC."""
 
 
-for _command in (generate, chat, models, health, load, unload):
+for _command in (generate, chat, models, health, load, unload, perplexity):
     program.add_command(_command)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from prompts import CONTROL_PIECES
+from prompts import CONTROL_PIECES, segments
 from scoring import Question, format_report, load_questions, report
 
 HERE = Path(__file__).resolve().parent
@@ -78,7 +78,16 @@ def main() -> None:
     )
     parser.add_argument("--show-wrong", action="store_true", help="also print every wrong answer")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument(
+        "--write-texts",
+        type=Path,
+        metavar="FILE",
+        help="ask nothing; write FILE, a .jsonl for client perplexity",
+    )
     options = parser.parse_args()
+    if options.write_texts is not None:
+        _write_texts(load_questions(options.questions), options.write_texts)
+        return
     server = Server(options.url, options.model, options.timeout)
     questions = load_questions(options.questions)
     try:
@@ -87,6 +96,16 @@ def main() -> None:
     except httpx2.HTTPError as error:
         sys.exit(f"{options.url}: {error}")
     _print(questions, answers, options)
+
+
+def _write_texts(questions: list[Question], path: Path) -> None:
+    """What the model should say after each prompt."""
+    lines = []
+    for question in questions:
+        *before, last = segments(question.form, list(question.turns), question.system)
+        piece = {"prompt": "".join(segment.text for segment in before), "completion": last.text}
+        lines.append(json.dumps(piece, ensure_ascii=False) + "\n")
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def _print(questions: list[Question], answers: list[str], options: argparse.Namespace) -> None:
