@@ -226,6 +226,7 @@ def _ms_options(options: MsOptions, trust_model_code: bool) -> dict[str, Any]:
         "prompt_lookup": options.prompt_lookup,
         "allow_not_finite": options.allow_not_finite,
         "device": options.device,
+        "packed_cache": str(options.packed_cache.absolute()) if options.packed_cache else None,
         "trust_model_code": trust_model_code,
     }
     if options.kv_cache_mb is not None:

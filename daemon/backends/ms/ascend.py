@@ -43,7 +43,7 @@ class AscendRunner:
         self.max_rows = max_rows
         self.max_logit_rows = max_rows
         self.kv_bytes_per_block = shape.kv_bytes_per_block("float16")
-        self.weight_bytes = 0
+        self.weight_bytes = self.mapped_bytes = 0
         self._model = model
 
     @classmethod

@@ -70,6 +70,8 @@ class MsOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """``ascend`` is by way of mindformers, and was never run."""
     allow_not_finite: bool = False
     """Serve weights that are infinite or NaN."""
+    packed_cache: str | None = None
+    """Folder in which packed weights are kept; a model directory does not choose it."""
     trust_model_code: bool = False
     """Run a network file that is not on the list of known ones."""
 
@@ -79,6 +81,7 @@ class LoadedRunner(Runner, Protocol):
 
     context_len: int
     weight_bytes: int
+    mapped_bytes: int
     kv_bytes_per_block: int
 
     def load_adapter(self, folder: Path) -> tuple[int, int]: ...
@@ -175,6 +178,7 @@ class MsBackend:
             dtype=options.dtype,
             kv_dtype=options.kv_dtype,
             allow_not_finite=options.allow_not_finite,
+            packed_cache=Path(options.packed_cache) if options.packed_cache else None,
         )
         load = AscendRunner.load if options.device == "ascend" else self._load_runner
         return load(spec.path, options=runner_options, progress=progress)
@@ -258,7 +262,7 @@ def _describe(runner: LoadedRunner, engine: Engine, settings: EngineSettings, dt
         max_sequences=engine.max_sequences,
         kv_tokens=kv_tokens,
         memory_bytes=runner.weight_bytes + kv_bytes,
-        unclaimed_bytes=kv_bytes,
+        unclaimed_bytes=kv_bytes + runner.mapped_bytes,  # whose pages count as available
         dtype=dtype,
         details={
             "num_blocks": runner.num_blocks,

@@ -34,7 +34,8 @@ from daemon.backends.ms.kernels import (
     KernelError,
     Kernels,
 )
-from daemon.backends.ms.quantization import Formats
+from daemon.backends.ms.packed_cache import PackedCache, PackedWeights
+from daemon.backends.ms.quantization import Formats, Use
 from daemon.backends.ms.segments import Segment
 from daemon.backends.ms.shape import DecoderShape
 from daemon.backends.ms.weights import WeightLoader
@@ -67,6 +68,8 @@ class RunnerOptions:
     allow_not_finite: bool = False
     """Weights may be infinite or NaN."""
     block_size: int = PANEL_ROWS
+    packed_cache: Path | None = None
+    """A folder in which packed weights are kept and found again."""
 
 
 class ModelRunner:
@@ -82,6 +85,8 @@ class ModelRunner:
         self.max_logit_rows = options.max_logit_rows
         self.kv_bytes_per_block = shape.kv_bytes_per_block(options.kv_dtype)
         self.weight_bytes: int = device.weight_bytes
+        self.mapped_bytes = 0
+        """Of the weights, those in a mapped file: the system may take their pages back."""
         self._kernels = kernels
         self._device = device
         self._adapters = AdapterLoader(kernels, device.plan, device.adaptable)
@@ -128,23 +133,39 @@ class ModelRunner:
             runner = cls(shape, options, kernels, device)
             runner._network = network
             loader = WeightLoader(kernels, checkpoint, device.plan, formats.scheme)
-
-            def report(done: int, total: int) -> None:
-                progress(_READ_SHARE * done / max(1, total), "reading weights")
-
-            with ThreadPoolExecutor(1, "load") as pool:
-                reading = pool.submit(loader.load, kernels.threads, report)
-                runner._compile()  # meanwhile: the graph names the weights by handle only
-                reading.result()
-            loader.check_finite(allow=options.allow_not_finite)
-            progress(_READ_SHARE, "first step")
-            runner._warm_up(allow_not_finite=options.allow_not_finite)
+            packed = PackedWeights(kernels, tuple(device.matrices), device.plan)
+            cache = _cache(model_dir, packed, formats, options)
+            runner._load_weights(loader, cache, options, progress)
         except BaseException:
             device.release()
             kernels.free_model(model)
             raise
         progress(1.0, "ready")
         return runner
+
+    def _load_weights(
+        self, loader: WeightLoader, cache: PackedCache | None, options: RunnerOptions, progress: Progress
+    ) -> None:
+        """From the cache, or packed while the graph is compiled, which names weights by handle only."""
+        cached = cache is not None and cache.load()
+        if cached:
+            self.mapped_bytes = self.weight_bytes
+            self._compile()
+        else:
+
+            def report(done: int, total: int) -> None:
+                progress(_READ_SHARE * done / max(1, total), "reading weights")
+
+            with ThreadPoolExecutor(1, "load") as pool:
+                reading = pool.submit(loader.load, self._kernels.threads, report)
+                self._compile()
+                reading.result()
+            loader.check_finite(allow=options.allow_not_finite)
+        progress(_READ_SHARE, "first step")
+        self._warm_up(allow_not_finite=options.allow_not_finite)
+        if cache is not None and not cached and loader.all_finite:
+            progress(_READ_SHARE, "keeping packed weights")
+            cache.save()
 
     def rope_for(self, prompt_len: int) -> tuple[float, float]:
         """Rotary base and scale of a sequence with a prompt of this length, for its whole life."""
@@ -290,6 +311,22 @@ def _set_up_mindspore() -> None:
     mindspore.set_context(mode=mindspore.GRAPH_MODE)
     # One thread hands out operators: more would contend with the kernels' own.
     mindspore.runtime.dispatch_threads_num(1)
+
+
+def _cache(
+    model_dir: Path, packed: PackedWeights, formats: Formats, options: RunnerOptions
+) -> PackedCache | None:
+    from daemon.backends.ms.layers import LAYER_API_VERSION
+
+    if options.packed_cache is None:
+        return None
+    uses: tuple[Use, ...] = ("linear", "table", "head")
+    how = {
+        "dtype": options.dtype,
+        "formats": [str(formats.of([], use)) for use in uses],
+        "layer_api": LAYER_API_VERSION,
+    }
+    return PackedCache.of_model(options.packed_cache, model_dir, packed, how)
 
 
 def _network(model_dir: Path, config: dict[str, Any], device: Any) -> Any:

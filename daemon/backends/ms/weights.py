@@ -274,6 +274,11 @@ class WeightLoader:
         with ThreadPoolExecutor(threads, "weights") as pool:
             list(pool.map(pack, [pieces[first::threads] for first in range(threads)]))
 
+    @property
+    def all_finite(self) -> bool:
+        """After ``load``: whether every value is."""
+        return not self._not_finite
+
     def check_finite(self, *, allow: bool) -> None:
         """After ``load``. Raises ``Fault`` for values that are infinite or NaN, unless they may be."""
         counts = sorted(self._not_finite.items())

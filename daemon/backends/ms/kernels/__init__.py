@@ -54,6 +54,8 @@ _SIGNATURES: Mapping[str, tuple[int, int]] = MappingProxyType(
         "mp_matrix_new": (6, 0),
         "mp_matrix_free": (1, 0),
         "mp_matrix_bytes": (1, 0),
+        "mp_matrix_map": (3, 0),
+        "mp_packing_version": (0, 0),
         "mp_model_new": (4, 0),
         "mp_model_free": (1, 0),
         "mp_block_new": (1, 2),
@@ -149,7 +151,10 @@ class Kernels:
         for name in ("mp_error", "mp_isa", "mp_failure"):
             getattr(library, name).restype = ctypes.c_char_p
         library.mp_logits.argtypes = [_INT64, ctypes.POINTER(_INT64)]
-        library.mp_logits.restype = _POINTER
+        library.mp_block_vector.argtypes = [_INT64, _INT64, ctypes.POINTER(_INT64)]
+        library.mp_matrix_data.argtypes = [_INT64]
+        for name in ("mp_logits", "mp_block_vector", "mp_matrix_data"):
+            getattr(library, name).restype = _POINTER
         library.mp_rms_norm.argtypes = [_POINTER, _POINTER, ctypes.c_float, _INT64, _POINTER]
         for name in ("mp_exp", "mp_silu"):
             getattr(library, name).argtypes = [_POINTER, _INT64, _POINTER]
@@ -216,6 +221,23 @@ class Kernels:
         """Packs the scales [rows, groups] of whole numbers. Returns how many are infinite or NaN."""
         return self._check(self._library.mp_matrix_pack_scales(matrix, *rows, source, FORMATS[dtype]))
 
+    @property
+    def packing_version(self) -> int:
+        """Of the layout of packed matrices: what one process packed fits another of the same version."""
+        return int(self._library.mp_packing_version())
+
+    def matrix_data(self, matrix: int) -> memoryview:
+        """The packed bytes of a matrix, valid as long as it is."""
+        address = self._library.mp_matrix_data(matrix)
+        return memoryview((ctypes.c_uint8 * self.matrix_bytes(matrix)).from_address(address)).cast("B")
+
+    def map_matrix(self, matrix: int, descriptor: int, offset: int) -> None:
+        """Takes the packed bytes from an open file, at a multiple of the page size, in place of packing.
+
+        The file may be closed and removed afterwards, and must not be changed.
+        """
+        self._check(self._library.mp_matrix_map(matrix, descriptor, offset))
+
     def matmul(self, matrix: int, a: FloatArray, panels: int) -> FloatArray:
         """``a`` [m, cols] times the matrix transposed: [m, 16 * panels], padding columns included."""
         out = np.empty((a.shape[0], panels * PANEL_ROWS), np.float32)
@@ -252,6 +274,15 @@ class Kernels:
         """Sets elements [first, first + len(values)) of a vector of ``size`` elements."""
         function = self._library.mp_block_set_vector
         self._check(function(block, slot, size, first, values.size, pointer(values)))
+
+    def vector(self, block: int, slot: int) -> FloatArray:
+        """A copy of a block's vector; empty when it was not set."""
+        size = _INT64(0)
+        address = self._library.mp_block_vector(block, slot, ctypes.byref(size))
+        if not address:
+            return np.empty(0, np.float32)
+        values: FloatArray = np.ctypeslib.as_array((ctypes.c_float * size.value).from_address(address))
+        return values.copy()
 
     # Adapters.
 

@@ -71,6 +71,22 @@ MP_API int64_t mp_matrix_bytes(int64_t handle) {
   return guarded([&] { return Registry::instance().matrix(handle)->bytes(); });
 }
 
+// What packed matrices in a file must agree in with this library.
+MP_API int64_t mp_packing_version() { return kPackingVersion; }
+
+MP_API const void* mp_matrix_data(int64_t handle) {
+  const void* data = nullptr;
+  guarded([&] { return data = Registry::instance().matrix(handle)->data(), int64_t{0}; });
+  return data;
+}
+
+// Instead of packing: the matrix lies in a file, at a multiple of the page size.
+MP_API int64_t mp_matrix_map(int64_t handle, int64_t descriptor, int64_t offset) {
+  return guarded([&] {
+    return Registry::instance().matrix(handle)->map(static_cast<int>(descriptor), offset), int64_t{0};
+  });
+}
+
 // How many of the packed elements are infinite or NaN.
 MP_API int64_t mp_matrix_pack(int64_t handle, int64_t part, int64_t first, int64_t count, const void* source,
                               int64_t format) {
@@ -148,6 +164,18 @@ MP_API int64_t mp_block_set_vector(int64_t block, int64_t slot, int64_t size, in
     std::copy(values, values + count, vector.begin() + first);
     return int64_t{0};
   });
+}
+
+// The vector's elements, null when there are none; `size` becomes their number.
+MP_API const float* mp_block_vector(int64_t block, int64_t slot, int64_t* size) {
+  const float* values = nullptr;
+  guarded([&] {
+    const auto& vector = Registry::instance().block(block).vectors.at(static_cast<size_t>(slot));
+    *size = static_cast<int64_t>(vector.size());
+    if (!vector.empty()) values = vector.data();
+    return int64_t{0};
+  });
+  return values;
 }
 
 // Adapters.

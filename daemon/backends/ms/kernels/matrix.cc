@@ -110,8 +110,14 @@ Matrix::Matrix(int64_t rows, int64_t cols, int64_t parts, Format format, Groupin
 }
 
 // Calls body(panel, lane, rows, done): `rows` rows from `lane` on, `done` rows after the first.
+void Matrix::map(int descriptor, int64_t offset) {
+  memory_ = Memory::of_file(descriptor, offset, memory_.size());
+  mapped_ = true;
+}
+
 template <class Body>
 void Matrix::each_panel(int64_t part, int64_t first, int64_t count, const Body& body) {
+  if (mapped_) throw std::logic_error("the matrix lies in a file, which is read only");
   if (part < 0 || part >= parts_ || first < 0 || count < 0 || first + count > rows_)
     throw std::out_of_range("rows to pack lie outside the matrix");
   for (int64_t row = first; row < first + count;) {

@@ -12,6 +12,10 @@
 
 namespace mindport {
 
+// Of the layout above and of how values are rounded into it: packed matrices outlive the process in files. Whoever
+// changes either must raise it.
+constexpr int64_t kPackingVersion = 1;
+
 // Consecutive columns of a row that share a scale.
 struct Grouping {
   int64_t size;
@@ -30,6 +34,11 @@ class Matrix {
   int64_t panels() const { return panels_; }
   Format format() const { return format_; }
   int64_t bytes() const { return static_cast<int64_t>(memory_.size()); }
+
+  // Its panels become a part of a file that holds those of a matrix of the same shape and format: nothing can be packed
+  // afterwards. `offset` is a multiple of the page size.
+  void map(int descriptor, int64_t offset);
+  const void* data() const { return memory_.bytes(); }
 
   const void* panel(int64_t index) const { return memory_.bytes() + index * panel_bytes_; }
   int64_t panel_bytes() const { return panel_bytes_; }
@@ -66,6 +75,7 @@ class Matrix {
   Format format_;
   Grouping grouping_;
   Memory memory_;
+  bool mapped_ = false;
 };
 
 }  // namespace mindport

@@ -1,4 +1,5 @@
-// Zero-filled, page-aligned memory straight from the system: large weights and caches, and scratch that only grows.
+// Page-aligned memory straight from the system: large weights and caches, and scratch that only grows. It begins as
+// zeros, or is a part of a file.
 #pragma once
 
 #include <sys/mman.h>
@@ -7,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <new>
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -23,6 +25,16 @@ class Memory {
       throw std::bad_alloc();
     }
     if (bytes >= kHugePage) madvise(data_, bytes, MADV_HUGEPAGE);  // advice only: nothing depends on it
+  }
+  // A part of a file, to read only: `offset` is a multiple of the page size. Processes that map it share the pages.
+  static Memory of_file(int descriptor, int64_t offset, size_t bytes) {
+    Memory memory;
+    void* data = mmap(nullptr, bytes, PROT_READ, MAP_SHARED, descriptor, offset);
+    if (data == MAP_FAILED) throw std::runtime_error("the file cannot be mapped");
+    memory.data_ = data;
+    memory.bytes_ = bytes;
+    madvise(data, bytes, MADV_WILLNEED);
+    return memory;
   }
   Memory(Memory&& other) noexcept { *this = std::move(other); }
   Memory& operator=(Memory&& other) noexcept {
