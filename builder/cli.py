@@ -49,7 +49,20 @@ def _source_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Group(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # the reader has what it wanted; click would call that a failure
+            _close_output()
+            return None
+
+
+def _close_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="mindport", prog_name="builder")
 @click.option("--debug", is_flag=True, help="Show the Python traceback of an error.")
 def cli(debug: bool) -> None:
@@ -283,7 +296,7 @@ def _run(arguments: list[str], as_json: bool, debug: bool) -> int:
         sys.stderr.write("interrupted; nothing was kept\n")
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _close_output()
         return 0
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
@@ -299,9 +312,15 @@ def _run(arguments: list[str], as_json: bool, debug: bool) -> int:
 def _usage_error(error: click.ClickException, as_json: bool) -> int:
     from builder.report import print_fault
 
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return 2
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "builder"
-    print_fault(Fault(FaultKind.INVALID_REQUEST, error.format_message(), f"see: {command} --help"), as_json)
+    print_fault(
+        Fault(FaultKind.INVALID_REQUEST, error.format_message().rstrip("."), f"see: {command} --help"),
+        as_json,
+    )
     return 2
 
 

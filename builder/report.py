@@ -115,7 +115,8 @@ def print_package(result: Result, quiet: bool) -> None:
         remark(f"not hashed: {', '.join(open_entries)} (linked without reading)")
         remark(f"hint: builder verify --hash {result.path}")
     if not quiet:
-        remark(f"next: daemon start, then: client generate -m {result.plan.model} 你好")
+        raw = "" if result.plan.serving.prompt.chat_template else " --raw"
+        remark(f"next: daemon start, then: client generate -m {result.plan.model}{raw} 你好")
 
 
 def check_dict(inputs: Inputs, foreseen: Forecast) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -15,6 +16,24 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
 class _Group(click.Group):
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Tell mistakes on the command line in the shape of all our errors."""
+        words = extra.get("args") or (args[0] if args else None) or sys.argv[1:]
+        try:
+            code = super().main(*args, **{"prog_name": "daemon", **extra, "standalone_mode": False})
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(2)
+        except click.ClickException as error:
+            command = (
+                error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "daemon"
+            )
+            sentence = error.format_message().rstrip(".")
+            fault = Fault(FaultKind.INVALID_REQUEST, sentence, f"see: {command} --help")
+            cli_output.print_fault(fault, as_json="--json" in words)
+            sys.exit(fault.exit_code)
+        sys.exit(code if isinstance(code, int) else 0)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -24,6 +43,9 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(130)
+        except BrokenPipeError:  # the reader has what it wanted; click would call that a failure
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            ctx.exit(0)
 
 
 @click.group(cls=_Group, context_settings=CONTEXT)

@@ -25,6 +25,12 @@ SUCCESS = "Daemon start success!"
 """The line that MindIE users' scripts wait for."""
 
 
+def paint(text: str, **style: Any) -> str:
+    """Coloured; click takes the colours out again where standard error is no terminal."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return text if plain else click.style(text, **style)
+
+
 def print_json(data: Any) -> None:
     click.echo(json.dumps(data, ensure_ascii=False, indent=2, default=str))
 
@@ -40,9 +46,9 @@ def print_fault(fault: Fault, as_json: bool) -> None:
     """One sentence and what to do, on standard error; with ``--json`` the fault on standard output too."""
     if as_json:
         print_json({"error": fault.to_dict()})
-    click.echo(click.style("error: ", fg="red", bold=True) + fault.message, err=True)
+    click.echo(paint("error: ", fg="red", bold=True) + fault.message, err=True)
     if fault.hint:
-        click.echo(click.style("hint: ", fg="yellow") + fault.hint, err=True)
+        click.echo(paint("hint: ", fg="yellow") + fault.hint, err=True)
 
 
 def print_started(info: dict[str, Any], as_json: bool) -> None:
@@ -135,7 +141,7 @@ def print_check(report: Report, warnings: list[str], as_json: bool) -> None:
     for warning in (*warnings, *report.warnings):
         warn(warning)
     for problem in report.problems:
-        click.echo(click.style("error: ", fg="red", bold=True) + str(problem), err=True)
+        click.echo(paint("error: ", fg="red", bold=True) + str(problem), err=True)
     if not report.problems:
         click.echo("ok: the daemon can start")
 
@@ -168,7 +174,7 @@ def _moved_aside(log: TextIO, path: Path) -> bool:
 
 
 def warn(text: str) -> None:
-    click.echo(click.style("warning: ", fg="yellow") + text, err=True)
+    click.echo(paint("warning: ", fg="yellow") + text, err=True)
 
 
 class LoadProgress:

@@ -41,6 +41,7 @@ Environment:
 @click.group(
     epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
+@click.version_option(package_name="mindport", prog_name="client")
 def program() -> None:
     """Send requests to a MindPort daemon, over HTTP or gRPC."""
 

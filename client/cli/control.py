@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from client.cli.options import Connection, connection_options
 from client.cli.terminal import note
 from contract.faults import Fault, FaultKind
+
+if TYPE_CHECKING:
+    from client.results import ModelCard
 
 
 @click.command(
@@ -53,8 +57,20 @@ def unload(*, connection: Connection, model: str | None, adapters: Sequence[str]
             client.unload_adapter(name)
             note(f"{name} is no longer served")
         if model is not None:
+            _check_known(model, client.models())
             client.unload(model)
             note(f"{model} is unloaded")
+
+
+def _check_known(model: str, cards: Sequence[ModelCard]) -> None:
+    """To unload a model that is not there is no error in Triton's protocol."""
+    named = [card for card in cards if card.name == model.partition("@")[0]]
+    if not named:
+        hint = "list the models with: client models"
+        raise Fault(FaultKind.NOT_FOUND, f"the server has no model {model!r}", hint)
+    if all(card.parent for card in named):
+        message = f"{model} is an adapter of {named[0].parent}"
+        raise Fault(FaultKind.INVALID_REQUEST, message, f"say: client unload --adapter {model}")
 
 
 def _adapter(text: str) -> tuple[str, str]:

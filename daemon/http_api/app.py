@@ -96,9 +96,7 @@ async def _no_route(request: Request, error: Exception) -> Response:
         response = response_of(family, Fault(FaultKind.INVALID_REQUEST, message, f"use {allowed}"), 405)
         response.headers["Allow"] = allowed
         return response
-    fault = Fault(
-        FaultKind.NOT_FOUND,
-        f"Not Found: there is no {path} here",
-        "GET /info and GET /v1/models list the models",
-    )
+    served = any(getattr(route, "path", None) == "/v1/models" for route in request.app.routes)
+    hint = "GET /info and GET /v1/models list the models" if served else "inference is on http_port"
+    fault = Fault(FaultKind.NOT_FOUND, f"Not Found: there is no {path} here", hint)
     return response_of(family, fault)

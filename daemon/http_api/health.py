@@ -89,21 +89,21 @@ class Facts:
         return bodies.json_response({"version": self._options.version})
 
     async def tokenize(self, request: Request) -> Response:
-        status, tokens = await self._tokens(request)
+        status, tokens = await self._tokens(request, "prompt")
         answer = {"tokens": tokens, "count": len(tokens), "max_model_len": status.context_len}
         return bodies.json_response(answer)
 
     async def token_count(self, request: Request) -> Response:
         """MindIE's answer."""
-        _, tokens = await self._tokens(request)
+        _, tokens = await self._tokens(request, "inputs")
         return bodies.json_response({"token_number": len(tokens), "tokens": tokens})
 
-    async def _tokens(self, request: Request) -> tuple[ModelStatus, list[int]]:
+    async def _tokens(self, request: Request, field: str) -> tuple[ModelStatus, list[int]]:
         data = await bodies.read_object(request, self._options)
         asked = fields.parse(TokenizeFields, data)
         text = asked.prompt if asked.prompt is not None else asked.inputs
         if text is None:
-            raise Fault(FaultKind.INVALID_REQUEST, "prompt: this field is required", "", {"param": "prompt"})
+            raise Fault(FaultKind.INVALID_REQUEST, f"{field}: this field is required", "", {"param": field})
         model = asked.model or request.headers.get("x-model") or None
         return self._service.find(model), await self._service.tokenize(model, text)
 

@@ -40,7 +40,7 @@ class TextModel:
         """Raises ``Fault`` UNSUPPORTED for a model without a chat form."""
         if self.template is None:
             message = f"model {name} has no chat template"
-            hint = "send a raw prompt or package a chat template"
+            hint = "send a raw prompt, as client generate --raw does, or package a chat template"
             raise Fault(FaultKind.UNSUPPORTED, message, hint)
         return self.template
 

@@ -69,6 +69,7 @@ def test_help_starts_in_half_a_second() -> None:
     [
         (["package"], 2, "error: Missing option '--model'"),
         (["package", "--mdel", "x"], 2, "hint: see: builder package --help"),
+        (["lis"], 2, "No such command 'lis'. Did you mean 'list'?"),
         (["nonsense"], 2, "No such command 'nonsense'"),
         (["package", "--model", "telechat_7b"], 4, "did you mean telechat2_7b?"),
         (["package", "--model", "nowhere.yaml"], 4, "nowhere.yaml does not exist"),
@@ -219,3 +220,19 @@ def test_streams_of_the_real_program(workshop: Workshop) -> None:
     assert process.returncode == 0
     assert json.loads(out)["status"] == "built"
     assert err == ""
+
+
+def test_without_a_command_there_is_help(builder: Builder) -> None:
+    run = builder()
+    assert run.code == 2
+    assert run.err.startswith("Usage: ")
+
+
+def test_a_reader_who_leaves_is_no_failure() -> None:
+    command = [sys.executable, "-m", "builder.cli", "list"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0

@@ -96,6 +96,9 @@ def test_a_raw_model_needs_no_template_and_no_defaults(builder: Builder, tmp_pat
     place, _ = packaged(builder, tmp_path, folder)
     assert read_serving(place).prompt.chat_template is None
     assert read_serving(place).eos_token_ids == [1, 2]
+    assert "client generate -m m --raw" in (place / "README.md").read_text()
+    run = builder("package", "--model", folder, "--out", tmp_path / "other")
+    assert "client generate -m m --raw" in run.err
 
 
 def test_a_template_of_its_own(builder: Builder, tmp_path: Path) -> None:

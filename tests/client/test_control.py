@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,16 @@ from tests.client.scripted import Reply, scripted
 DONE = Reply(200, ("",), {})
 
 
+def _listing(model: str, adapter: str | None = None) -> tuple[Reply, Reply]:
+    """What the client asks before it unloads: ``/v1/models`` and the repository's index."""
+    cards = [{"id": model}, *([{"id": adapter, "parent": model}] if adapter else [])]
+    index = [{"name": model, "version": "1", "state": "READY"}]
+    return Reply(200, (json.dumps({"data": cards}),), {}), Reply(200, (json.dumps(index),), {})
+
+
 def test_models_and_adapters_are_loaded_and_unloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with scripted(DONE, DONE, DONE, DONE) as (url, server):
+    with scripted(DONE, DONE, DONE, *_listing("m"), DONE) as (url, server):
         assert run(["load", "m@2", "--url", url]) == 0
         assert run(["load", "m", "--adapter", "pirate=lora", "--url", url]) == 0
         assert run(["unload", "--adapter", "pirate", "--url", url]) == 0
@@ -25,8 +33,23 @@ def test_models_and_adapters_are_loaded_and_unloaded(tmp_path: Path, monkeypatch
         {"parameters": {"version": "2"}},
         {"lora_name": "pirate", "lora_path": str(tmp_path / "lora"), "model": "m"},
         {"lora_name": "pirate"},
+        None,
+        {},
         {},
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "sentence"),
+    [("x", 4, "the server has no model 'x'"), ("pirate", 2, "say: client unload --adapter pirate")],
+)
+def test_only_a_model_that_is_there_is_unloaded(
+    capsys: pytest.CaptureFixture[str], name: str, code: int, sentence: str
+) -> None:
+    with scripted(*_listing("m", "pirate")) as (url, server):
+        assert run(["unload", name, "--url", url]) == code
+    assert len(server.bodies) == 2
+    assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -247,7 +247,9 @@ def _num_blocks(spec: ModelSpec, options: MsOptions) -> int:
             f"a KV cache of {blocks} blocks holds {blocks * size} tokens; "
             f"one sequence of full length has {least * size}"
         )
-        hint = f"set num_blocks to at least {least}, or context_len to at most {blocks * size}"
+        least_mb = -(-least * need.kv_bytes_per_block // 2**20)
+        name, enough = ("num_blocks", least) if options.num_blocks else ("ms.kv_cache_mb", least_mb)
+        hint = f"set {name} to at least {enough}, or leave it out"
         raise Fault(FaultKind.OUT_OF_MEMORY, message, hint)
     check_fit(room, need.weight_bytes, blocks * need.kv_bytes_per_block)
     return blocks

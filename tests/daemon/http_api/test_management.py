@@ -50,6 +50,12 @@ def test_health(url: str, management_url: str, service: FakeService) -> None:
     assert "torn version 1 is broken" in httpx2.get(f"{url}/health").json()["error"]
 
 
+def test_an_unknown_path_says_where_to_look(url: str, management_url: str) -> None:
+    assert "GET /v1/models" in httpx2.get(f"{url}/v9").json()["error"]
+    elsewhere = httpx2.post(f"{management_url}/v1/completions", json={})
+    assert "inference is on http_port" in elsewhere.json()["error"]["message"]
+
+
 def test_metrics_may_share_a_port(service: FakeService, pool: Pool, control: Control) -> None:
     assert httpx2.get(f"{pool.serve(build_metrics_app(render))}/metrics").text == "up 1\n"
     options = HttpOptions()
@@ -67,4 +73,5 @@ def test_tokenize_and_version(http: httpx2.Client) -> None:
     assert http.post("/tokenize", json={"prompt": "a b"}).json()["count"] == 2
     assert http.post("/v1/tokenizer", json={"inputs": "a b"}).json()["token_number"] == 2
     assert http.post("/tokenize", json={}).status_code == 400
+    assert http.post("/v1/tokenizer", json={}).json()["error"] == "inputs: this field is required"
     assert http.get("/version").json() == {"version": "0"}

@@ -101,6 +101,21 @@ async def test_cache_has_room_for_all_sequences_when_there_is_memory(folder: Pat
 
 
 @pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"num_blocks": 15}, f"set num_blocks to at least {LEAST_BLOCKS}, or leave it out"),
+        ({"kv_cache_bytes": 1}, "set ms.kv_cache_mb to at least 1, or leave it out"),
+    ],
+)
+async def test_a_small_cache_says_how_large_it_must_be(
+    folder: Path, options: dict[str, Any], hint: str
+) -> None:
+    with pytest.raises(Fault) as caught:
+        await MsBackend(loader([])).load(spec(folder, **options), silent)
+    assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize(
     ("options", "kind", "text"),
     [
         ({"num_blocks": 15}, FaultKind.OUT_OF_MEMORY, "15 blocks holds 240 tokens"),
