@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 
@@ -154,7 +155,8 @@ class HttpTransport:
 def _control_of(model: str, verb: str) -> tuple[str, dict[str, Any]]:
     """Triton's path of a load or unload, and its body."""
     name, _, version = model.partition("@")
-    return f"/v2/repository/models/{name}/{verb}", {"parameters": {"version": version}} if version else {}
+    path = f"/v2/repository/models/{quote(name, safe='')}/{verb}"
+    return path, {"parameters": {"version": version}} if version else {}
 
 
 def _reason(error: Exception) -> str:

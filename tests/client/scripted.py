@@ -33,12 +33,15 @@ class ScriptedServer:
     """Gives its replies in order, the last one again and again, and keeps what it was sent."""
 
     replies: list[Reply]
+    paths: list[str] = field(default_factory=list)
+    """As they were on the wire."""
     bodies: list[Any] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     closed_early: threading.Event = field(default_factory=threading.Event)
 
     async def answer(self, request: Request) -> Response:
         body = await request.body()
+        self.paths.append(request.scope["raw_path"].decode())
         self.bodies.append(json.loads(body) if body else None)
         self.headers.append(dict(request.headers))
         reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]

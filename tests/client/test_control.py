@@ -37,6 +37,20 @@ def test_models_and_adapters_are_loaded_and_unloaded(tmp_path: Path, monkeypatch
         {},
         {},
     ]
+    assert server.paths == [
+        "/v2/repository/models/m/load",
+        "/v1/load_lora_adapter",
+        "/v1/unload_lora_adapter",
+        "/v1/models",
+        "/v2/repository/index",
+        "/v2/repository/models/m/unload",
+    ]
+
+
+def test_a_name_stays_one_part_of_the_path() -> None:
+    with scripted(DONE) as (url, server):
+        assert run(["load", "../a?b/c", "--url", url]) == 0
+    assert server.paths == ["/v2/repository/models/..%2Fa%3Fb%2Fc/load"]
 
 
 @pytest.mark.parametrize(
