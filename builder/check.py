@@ -16,6 +16,7 @@ from builder.recipe import known_recipes
 from builder.report import check_dict, print_check, print_json, remark, say
 from builder.sources import Requested
 from builder.write import Target
+from contract.adapters import CONFIG_NAME, TENSORS_NAME
 from contract.faults import Fault, FaultKind, Problem, fault_of_problems
 from contract.manifest import MANIFEST_NAME, SMALL_FILE_BYTES, find_differences
 
@@ -72,7 +73,9 @@ def _directory_problems(found: ModelDirectory) -> list[Problem]:
             problems.extend(check_tensors(found.weights, family, found.config))
         except (KeyError, TypeError, ValueError) as error:
             problems.append(Problem(str(found.path / "config.json"), f"lacks or garbles {error}"))
-    named = (found.serving.network, found.serving.tokenizer, found.serving.prompt.chat_template)
+    serving = found.serving
+    named = [serving.network, serving.tokenizer, serving.prompt.chat_template]
+    named += [f"{path}/{file}" for path in serving.adapters.values() for file in (CONFIG_NAME, TENSORS_NAME)]
     absent = [name for name in named if name is not None and not (found.path / name).is_file()]
     problems.extend(
         Problem(str(found.path), f"config.json names {name}, which is not there") for name in absent

@@ -96,6 +96,7 @@ def list_command(as_json: bool) -> None:
     "builder package --model telechat2_7b --yaml my_predict.yaml --dtype bfloat16",
     "builder package --model ./Qwen2.5-0.5B-Instruct --quantize int4",
     "builder package --model ./Qwen2.5-0.5B-Instruct --adapter ./lora --name my_assistant",
+    "builder package --model ./Qwen2.5-0.5B-Instruct --with-adapter pirate=./lora",
     "builder package --model my_recipe.yaml --out /srv/models --link",
 )
 @cli.command()
@@ -138,7 +139,20 @@ def list_command(as_json: bool) -> None:
 @click.option(
     "--report", type=_PATH, help="With --quantize: write every layer's relative error to this JSON file."
 )
-@click.option("--adapter", type=_PATH, help="A LoRA adapter's folder, to merge into the weights.")
+@click.option("--adapter", type=_PATH, help="A LoRA adapter's folder or file, to merge into the weights.")
+@click.option(
+    "--with-adapter",
+    "with_adapters",
+    metavar="NAME=PATH",
+    multiple=True,
+    callback=lambda context, parameter, values: dict(_named_path(value) for value in values),
+    help="An adapter to serve beside the weights under a name of its own; can be repeated.",
+)
+@click.option(
+    "--adapter-alpha",
+    type=click.FloatRange(min=0, min_open=True),
+    help="lora_alpha of adapters that do not say theirs.",
+)
 @click.option("--link", is_flag=True, help="Hard-link the weights instead of copying them.")
 @click.option(
     "--allow-nonfinite", is_flag=True, help="Keep infinite and NaN weights; without, they are refused."
@@ -159,12 +173,19 @@ def package(quiet: bool, as_json: bool, **options: Any) -> None:
         print_package(result, quiet)
 
 
+def _named_path(text: str) -> tuple[str, Path]:
+    name, separator, path = text.partition("=")
+    if not separator or not path:
+        raise click.BadParameter(f"{text!r} is not NAME=PATH")
+    return name, Path(path)
+
+
 def _order(options: dict[str, Any]) -> Order:
     from builder.package import Order
     from builder.sources import Requested
 
-    sources = ("weights", "tokenizer", "yaml", "adapter")
-    requested = Requested(**{name: options.pop(name, None) for name in sources})
+    sources = ("weights", "tokenizer", "yaml", "adapter", "with_adapters", "adapter_alpha")
+    requested = Requested(**{name: options.pop(name) for name in sources})
     return Order(requested=requested, **options)
 
 

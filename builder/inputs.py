@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from builder.adapters.adapter import Adapter
-from builder.adapters.read import read_adapter
+from builder.adapters.read import AdapterReader
 from builder.architecture import Architecture, Source, checked_value, merge
 from builder.checkpoints.ready_made_weights import is_ready_made, read_packed
 from builder.checkpoints.weight_files import Weights, check_tensors
 from builder.conversion.foreign import read_weights
+from builder.conversion.subject import Subject
 from builder.families import family_named
 from builder.families.base import Family
 from builder.hf_folder import classic_spelling
@@ -30,7 +31,7 @@ from builder.tokenizer.files import (
     build_tokenizer,
     read_json_object,
 )
-from contract.faults import Fault, FaultKind, Problem, fault_of_problems
+from contract.faults import Fault, FaultKind, Problem, fault_of_problems, problems_of
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Inputs:
     """Of the publisher's weights; ``None`` when they are plain."""
     adapter: Adapter | None = None
     """To merge into the weights."""
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    """To serve beside them, by name."""
 
     @property
     def parameters(self) -> int:
@@ -78,11 +81,7 @@ class _Reader:
 
     def collect(self, fault: Fault) -> None:
         """Take a fault's problems, or the fault itself as one."""
-        listed = fault.details.get("problems")
-        if isinstance(listed, list):
-            self.problems.extend(Problem(**entry) for entry in listed)
-        else:
-            self.problems.append(Problem("", fault.message, fault.hint))
+        self.problems.extend(problems_of(fault))
 
 
 def read_inputs(recipe_file: RecipeFile, requested: Requested) -> Inputs:
@@ -109,12 +108,15 @@ def read_inputs(recipe_file: RecipeFile, requested: Requested) -> Inputs:
     if not architecture.problems and weights.files and not weights.problems:
         reader.problems.extend(_tensor_problems(weights, family, architecture, config))
     generation = reader.json(locations.find("generation_config.json"))
-    adapter = _read_adapter(reader, requested.adapter, weights, quantization)
+    subject = Subject(family, {} if architecture.problems else architecture.values)
+    adapters = AdapterReader(reader.problems, subject, requested.adapter_alpha)
+    adapter = adapters.to_merge(requested.adapter, weights, quantization)
+    beside = adapters.beside(recipe_file, requested.with_adapters)
     tokenizer = _read_tokenizer(reader, recipe_file, family, architecture)
     reader.problems.extend(_limit_problems(recipe, family, architecture))
     if reader.problems or tokenizer is None:
         raise fault_of_problems(FaultKind.INVALID_MODEL, f"the inputs of {recipe.name}", reader.problems)
-    read = (yaml, hf_config, generation, architecture, weights, tokenizer, quantization, adapter)
+    read = (yaml, hf_config, generation, architecture, weights, tokenizer, quantization, adapter, beside)
     return Inputs(recipe, family, locations, *read)
 
 
@@ -175,26 +177,6 @@ def _read_yaml(reader: _Reader, family: Family) -> ModelYaml | None:
         return None
     reader.problems.extend(yaml.problems)
     return yaml
-
-
-def _read_adapter(
-    reader: _Reader, path: Path | None, weights: Weights, quantization: Quantization | None
-) -> Adapter | None:
-    if path is None:
-        return None
-    if quantization is not None:
-        message = "cannot be merged into quantized weights: their rounding would be lost and done again"
-        remedy = "merge it into the unquantized weights, then add --quantize"
-        reader.problems.append(Problem(str(path), message, remedy))
-        return None
-    try:
-        adapter = read_adapter(path)
-    except Fault as fault:
-        reader.collect(fault)
-        return None
-    if weights.files and not weights.problems:
-        reader.problems.extend(adapter.check(weights))
-    return adapter
 
 
 def _resolve_aliases(family: Family, config: dict[str, Any]) -> dict[str, Any]:

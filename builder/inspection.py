@@ -62,6 +62,8 @@ def print_inspection(found: dict[str, Any]) -> None:
         say(f"{name:11}{value}")
     if "quantization_config" in found["architecture"]:
         say(f"quantized  {read_quantization(found['architecture'])}")
+    for name, folder in serving.get("adapters", {}).items():
+        say(f"adapter    {name}, in {folder}")
     for note in provenance.get("notes", []):
         say(f"note       {note}")
     say("files")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from builder.adapters.beside import adapter_files, folder_of
 from builder.checkpoints.dtypes import converted_header, stored_dtype
 from builder.checkpoints.group_quantizer import QUANTIZER_VERSION
 from builder.checkpoints.rewrite import Changes, rewritten_header
@@ -128,7 +129,7 @@ def build_plan(inputs: Inputs, options: Options, network: Network, yaml_base: Ma
     }
     if len(weights) > 1 or weights[0].name != SINGLE_NAME:
         files[INDEX_NAME] = _index(weights)
-    files = dict(sorted(files.items()))
+    files = dict(sorted({**files, **_adapter_files(inputs, options.name)}.items()))
     return Plan(
         model=options.name,
         recipe=inputs.recipe.name,
@@ -141,6 +142,19 @@ def build_plan(inputs: Inputs, options: Options, network: Network, yaml_base: Ma
         notes=tuple(notes),
         fingerprint=_fingerprint(files, weights),
     )
+
+
+def _adapter_files(inputs: Inputs, model: str) -> dict[str, bytes]:
+    if model in inputs.adapters:
+        message = (
+            f"an adapter cannot have the name of its model, {model!r}: requests could not tell them apart"
+        )
+        raise Fault(FaultKind.INVALID_CONFIG, message, "give the adapter another name")
+    return {
+        f"{folder_of(name)}/{file}": content
+        for name, adapter in inputs.adapters.items()
+        for file, content in adapter_files(adapter).items()
+    }
 
 
 def _quantization(inputs: Inputs, options: Options) -> Quantization | None:
@@ -212,6 +226,7 @@ def _notes(inputs: Inputs, dtype: str | None, removed: list[str]) -> list[str]:
     notes.extend(f"{key}: an absolute path was removed from the yaml" for key in removed)
     if inputs.adapter is not None:
         notes.append(f"merged the adapter {inputs.adapter}")
+    notes.extend(f"{name}: serves the adapter {found}" for name, found in sorted(inputs.adapters.items()))
     return notes
 
 
@@ -261,6 +276,7 @@ def _card(
             "has_template": inputs.tokenizer.has_template,
             "probes": inputs.tokenizer.probes,
             "network": serving.network,
+            "adapters": sorted(inputs.adapters),
             "yaml_name": f"predict_{options.name}.yaml",
             "notes": notes,
         }

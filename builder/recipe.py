@@ -68,6 +68,8 @@ class Recipe(_Closed):
     generation: dict[str, Any] = {}
     prompt: PromptForm = PromptForm()
     limits: RecipeLimits = RecipeLimits()
+    adapters: dict[str, str] = {}
+    """LoRA adapters to serve beside the weights: name -> folder or file, as seen from the recipe's folder."""
     card: list[str] = []
     """Further sentences for the model's README."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from builder.adapters.beside import folder_of
 from builder.inputs import Inputs
 from contract.networks import KnownNetwork
 from contract.serving import FORMAT_VERSION, Limits, Prompt, Serving
@@ -59,6 +60,7 @@ def serving_block(inputs: Inputs, dtype: str, network: KnownNetwork) -> Serving:
         bos_token_id=values.get("bos_token_id"),
         eos_token_ids=_end_ids(inputs),
         pad_token_id=values.get("pad_token_id"),
+        adapters={name: folder_of(name) for name in sorted(inputs.adapters)},
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from builder.recipe import RecipeFile
@@ -22,6 +22,10 @@ class Requested:
     yaml: Path | None = None
     adapter: Path | None = None
     """To merge."""
+    with_adapters: Mapping[str, Path] = field(default_factory=dict)
+    """To serve beside the weights, by name; they take the place of the recipe's of that name."""
+    adapter_alpha: float | None = None
+    """Of adapters that do not say theirs."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ def locate(recipe_file: RecipeFile, requested: Requested) -> Locations:
         ("tokenizer", requested.tokenizer),
         ("yaml", requested.yaml),
         ("adapter", requested.adapter),
+        *(("with-adapter", path) for path in requested.with_adapters.values()),
     ):
         if path is not None and not path.exists():
             raise Fault(FaultKind.NOT_FOUND, f"{path} does not exist", f"check --{flag}")

@@ -122,7 +122,8 @@ def _fill(
         ),
     )
     _write_file(folder / MANIFEST_NAME, manifest.to_bytes())
-    sync_folder(folder)
+    for inner in sorted({(folder / name).parent for name in entries} | {folder}, reverse=True):
+        sync_folder(inner)
     return manifest, errors
 
 
@@ -157,6 +158,7 @@ def _transfer_all(
 
 
 def _write_file(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("xb") as file:
         file.write(content)
         file.flush()

@@ -33,11 +33,13 @@ _PARTS: Mapping[str, Part] = {
     "lora_magnitude_vector": "magnitude",
     "mindpet_delta_lora_a": "A",
     "mindpet_delta_lora_b": "B",
+    "tk_delta_lora_a": "A",
+    "tk_delta_lora_b": "B",
     "lora_a": "A",
     "lora_b": "B",
 }
 _LORA_NAME = re.compile(
-    rf"(?P<module>.+)\.(?P<part>{'|'.join(_PARTS)}|mindpet_delta_lora_[AB])(?:\.(?!weight$|bias$)[^.]+)?(?:\.(?P<end>weight|bias))?"
+    rf"(?P<module>.+)\.(?P<part>{'|'.join(_PARTS)}|(?:mindpet|tk)_delta_lora_[AB])(?:\.(?!weight$|bias$)[^.]+)?(?:\.(?P<end>weight|bias))?"
 )
 _SAVED_NAME = re.compile(r"(?P<module>.+)\.modules_to_save(?:\.[^.]+)?\.(?P<end>weight|bias)")
 _MAX_NUMBER = 2**31

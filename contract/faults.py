@@ -148,3 +148,11 @@ def fault_of_problems(kind: FaultKind, subject: str, problems: list[Problem], hi
     lines = "\n".join(f"  {problem}" for problem in problems)
     details = {"problems": [problem.to_dict() for problem in problems]}
     return Fault(kind, f"{count}\n{lines}", hint, details)
+
+
+def problems_of(fault: Fault) -> list[Problem]:
+    """The problems a fault was made of, or the fault itself as one."""
+    listed = fault.details.get("problems")
+    if isinstance(listed, list):
+        return [Problem(**entry) for entry in listed]
+    return [Problem("", fault.message, fault.hint)]

@@ -6,6 +6,7 @@ The builder writes it, the daemon and other readers read it. Paths are relative 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,6 +14,7 @@ import msgspec
 
 from contract.faults import Fault, FaultKind
 
+ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 FORMAT_VERSION = 1
 """Of the model directory. A reader refuses a newer one."""
 
@@ -97,6 +99,10 @@ def parse_serving(block: Any, directory: Path) -> Serving:
         if path.is_absolute() or ".." in path.parts:
             message = f'{directory / "config.json"}, block "serving": {path} is outside the model directory'
             raise Fault(FaultKind.INVALID_MODEL, message, "package the model again")
+    strange = [name for name in serving.adapters if not ADAPTER_NAME.fullmatch(name)]
+    if strange:
+        message = f'{directory / "config.json"}, block "serving": {strange[0]!r} cannot be an adapter\'s name'
+        raise Fault(FaultKind.INVALID_MODEL, message, "package the model again")
     return serving
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from builder.checkpoints.weight_files import Weights
 from contract.faults import Problem
 
 if TYPE_CHECKING:
@@ -90,26 +89,25 @@ class Adapter:
     files: Mapping[str, str] = field(default_factory=dict)
     """Name -> SHA-256 of what was read."""
     base_model: str | None = None
+    dtype: str = "F32"
+    """Its tensors' as they were stored, by safetensors' code."""
 
     def __str__(self) -> str:
         """Its folder's or file's name, and the beginning of the hash of all that was read."""
         digest = hashlib.sha256("".join(sorted(self.files.values())).encode()).hexdigest()
         return f"{Path(self.source).name} ({digest[:16]})"
 
-    def check(self, weights: Weights) -> list[Problem]:
-        """Whether it is for these weights."""
-        tensors = weights.tensors
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> list[Problem]:
+        """Whether it is for the model with these tensors."""
         problems: list[Problem] = []
-        strange = [name for name in self.changes if name not in tensors]
+        strange = [name for name in self.changes if name not in shapes]
         if strange:
             shown = ", ".join(strange[:4]) + (", ..." if len(strange) > 4 else "")
             message = f"changes {len(strange)} tensors that the model does not have: {shown}"
             problems.append(Problem(self.source, message, _other_base(self.base_model)))
         for name, change in self.changes.items():
-            if name in tensors and tensors[name].shape != change.shape:
-                message = (
-                    f"changes a matrix of {list(change.shape)}, the model's has {list(tensors[name].shape)}"
-                )
+            if name in shapes and shapes[name] != change.shape:
+                message = f"changes a matrix of {list(change.shape)}, the model's has {list(shapes[name])}"
                 problems.append(Problem(f"{self.source}  {name}", message, _other_base(self.base_model)))
         return problems[:12]
 

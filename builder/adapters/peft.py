@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from builder.adapters.adapter import Adapter, Added, Change, LowRank, Saved
-from builder.checkpoints.dtypes import FLOATS, widened
-from builder.checkpoints.safetensors_header import HeaderError, read_header
+from builder.adapters.tensors import read_tensors
 from contract.adapters import CONFIG_NAME, TENSORS_NAME, AdapterConfig, Part, parse_name, read_adapter_config
 from contract.checksums import sha256_of_file
 from contract.faults import Fault, FaultKind, Problem, fault_of_problems
@@ -16,47 +15,23 @@ from contract.faults import Fault, FaultKind, Problem, fault_of_problems
 if TYPE_CHECKING:
     from builder.adapters.adapter import Floats
 
-Tensors = Mapping[str, "Floats"]
+_NAMES = (TENSORS_NAME, "adapter_model.bin")
 
 
 def read_peft(folder: Path) -> Adapter:
-    """Raises ``Fault`` for an adapter that is damaged, or that cannot be merged."""
+    """Raises ``Fault`` for an adapter that is damaged, or of a kind that nobody here computes."""
     config = read_adapter_config(folder)
-    path = folder / TENSORS_NAME
-    if not path.is_file():
+    path = next((folder / name for name in _NAMES if (folder / name).is_file()), None)
+    if path is None:
         message = f"{folder} has no {TENSORS_NAME}"
         raise Fault(FaultKind.NOT_FOUND, message, "name the folder that PEFT or LLaMA-Factory wrote")
     tensors = read_tensors(path)
-    files = {name: sha256_of_file(folder / name) for name in (CONFIG_NAME, TENSORS_NAME)}
-    return Adapter(str(folder), assemble(tensors, config, str(path)), files, config.base_model)
+    files = {name: sha256_of_file(folder / name) for name in (CONFIG_NAME, path.name)}
+    changes = assemble(tensors.values, config, str(path))
+    return Adapter(str(folder), changes, files, config.base_model, tensors.dtype)
 
 
-def read_tensors(path: Path) -> dict[str, Floats]:
-    """Every tensor of a safetensors file as float32. Raises ``Fault``."""
-    import numpy as np
-
-    try:
-        header = read_header(path)
-        raw = path.read_bytes()
-    except HeaderError as error:
-        raise fault_of_problems(FaultKind.INVALID_MODEL, str(path), error.problems) from None
-    except OSError as error:
-        raise Fault(FaultKind.INVALID_MODEL, f"{path} cannot be read: {error.strerror}") from None
-    tensors: dict[str, Floats] = {}
-    for tensor in header.tensors:
-        if tensor.dtype not in FLOATS:
-            message = f"{path}: {tensor.name} is {tensor.dtype}; adapters hold float tensors"
-            raise Fault(FaultKind.UNSUPPORTED, message, "save the adapter in float32, float16 or bfloat16")
-        start = header.data_start + tensor.start
-        values = widened(memoryview(raw)[start : start + tensor.end - tensor.start], tensor.dtype)
-        if not np.isfinite(values).all():
-            message = f"{path}: {tensor.name} holds infinite or NaN values"
-            raise Fault(FaultKind.INVALID_MODEL, message, "its training diverged, or the file is damaged")
-        tensors[tensor.name] = values.reshape(tensor.shape)
-    return tensors
-
-
-def assemble(tensors: Tensors, config: AdapterConfig, where: str) -> dict[str, Change]:
+def assemble(tensors: Mapping[str, Floats], config: AdapterConfig, where: str) -> dict[str, Change]:
     """Tensor of the base -> change. Raises ``Fault`` with every part that is missing or misshapen."""
     modules: dict[str, dict[Part, Floats]] = {}
     changes: dict[str, Change] = {}

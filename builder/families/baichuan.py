@@ -38,6 +38,7 @@ BAICHUAN = replace(
         TensorRule(LAYER + "self_attn.W_pack.weight", ("3*hidden_size", "hidden_size"), linear=True),
     ),
     longest=None,
+    unit_head=True,
     kv_heads="num_attention_heads",
     context=_CONTEXT,
     adds_bos=False,

@@ -87,6 +87,8 @@ class Family:
     """``arch.type`` of the mindformers yaml."""
     head: str = "lm_head"
     """The linear layer that makes logits."""
+    unit_head: bool = False
+    """Its rows count as divided by their lengths."""
     vocab: str = "vocab_size"
     experts: str = "num_experts"
     """The config key that counts the experts of a layer."""
@@ -145,6 +147,13 @@ class Family:
             if rule.linear:
                 for name in self._names(rule, config):
                     yield name.removesuffix(".weight"), self._dimension(rule.shape[1], config)
+
+    def adaptable_modules(self, config: Mapping[str, Any]) -> Iterator[str]:
+        """Linear layers that adapters may change while a model is served: those of no expert."""
+        for rule in self.tensors:
+            if rule.linear and "{expert}" not in rule.pattern:
+                names = (name.removesuffix(".weight") for name in self._names(rule, config))
+                yield from (name for name in names if not (self.unit_head and name == self.head))
 
     def _names(self, rule: TensorRule, config: Mapping[str, Any]) -> Iterator[str]:
         absent = rule.unless is not None and bool(config.get(rule.unless))

@@ -61,8 +61,8 @@ def adapted(packaged: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ask(http: str, model: str) -> str:
-    client = openai.OpenAI(base_url=f"{http}/v1", api_key="none", max_retries=0)
-    answer = client.completions.create(model=model, prompt=QUESTION, temperature=0, max_tokens=12)
+    with openai.OpenAI(base_url=f"{http}/v1", api_key="none", max_retries=0) as client:
+        answer = client.completions.create(model=model, prompt=QUESTION, temperature=0, max_tokens=12)
     assert answer.model == model
     return answer.choices[0].text
 
@@ -116,10 +116,8 @@ def test_an_adapter_is_loaded_asked_for_and_taken_away(adapted: Path, tmp_path: 
         )
         assert asked.out.strip() == merged.strip(), asked.err
 
-        cards = {
-            card.id: card
-            for card in openai.OpenAI(base_url=f"{daemon.http}/v1", api_key="none").models.list()
-        }
+        with openai.OpenAI(base_url=f"{daemon.http}/v1", api_key="none") as asking:
+            cards = {card.id: card for card in asking.models.list()}
         assert cards["pirate"].model_dump()["parent"] == MODEL
 
         listed = run("client", "models", "--http", daemon.http)
@@ -162,3 +160,19 @@ def test_what_is_no_adapter_is_refused(daemon: RunningDaemon, adapted: Path, tmp
     assert refused.status_code == 400, refused.text
     assert "take an adapter of this model" in refused.text
     assert "x" not in {model["id"] for model in httpx2.get(f"{daemon.http}/v1/models").json()["data"]}
+
+
+def test_a_version_serves_the_adapters_it_was_packaged_with(adapted: Path, tmp_path: Path) -> None:
+    """Beside the weights they say what they say merged."""
+    named = (f"{name}={adapted / name}" for name in ("pirate", "sailor"))
+    options = [part for value in named for part in ("--with-adapter", value)]
+    package = ("builder", "package", "--model", MODEL, "--dtype", "float32", "--out", str(tmp_path / "r"))
+    built = run(*package, *options)
+    assert built.code == 0, built.err
+    shutil.copytree(adapted / "repository" / "merged", tmp_path / "r" / "merged")
+    with running_daemon(tmp_path / "r", tmp_path / "state", "--default-model", MODEL) as daemon:
+        merged = ask(daemon.http, "merged")
+        assert ask(daemon.http, "pirate") == merged
+        assert ask_tgi(daemon.http, "pirate") == merged
+        assert ask(daemon.http, MODEL) != merged
+        assert ask(daemon.http, "sailor") != merged
