@@ -55,7 +55,7 @@ def _gptq(block: Mapping[str, Any], where: str) -> ReadyMade:
         raise _unsupported(where, f"checkpoint_format is {layout!r}, not 'gptq' or 'gptq_v2'")
     if block.get("dynamic"):
         raise _unsupported(where, "'dynamic' gives layers forms of their own")
-    if bits not in (4, 8):
+    if type(bits) is not int or bits not in (4, 8):
         raise _unsupported(where, f"GPTQ with bits {bits!r}, not 4 or 8")
     offset = 1 if layout == "gptq" else 0
     return ReadyMade("gptq", bits, _group(group, where), offset, bool(block.get("desc_act")))
@@ -67,7 +67,7 @@ def _awq(block: Mapping[str, Any], where: str) -> ReadyMade:
     version, backend = str(block.get("version") or "gemm").lower(), block.get("backend") or "autoawq"
     if version != "gemm" or backend != "autoawq":
         raise _unsupported(where, f"AWQ of version {version!r} by {backend!r}, not 'gemm' by 'autoawq'")
-    if bits != 4:
+    if type(bits) is not int or bits != 4:
         raise _unsupported(where, f"AWQ with bits {bits!r}, not 4")
     return ReadyMade("awq", bits, _group(group, where), 0)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+_BLOCK_ELEMENTS = 8 * 1024 * 1024
 _AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 """Where in a word the value of each output lies: the order above turned round."""
 
@@ -49,7 +50,7 @@ class PackedLayer:
     @property
     def group(self) -> int:
         """Inputs that share a scale."""
-        return self.inputs if self.form.group == WHOLE_ROW else self.form.group
+        return self.inputs if self.form.group == WHOLE_ROW else min(self.form.group, self.inputs)
 
     def integers(self, first: int, count: int) -> NDArray[np.uint8]:
         """Unsigned, of these outputs: [count, inputs]."""
@@ -101,6 +102,11 @@ class PackedWeight(View):
         return self.layer.outputs, self.layer.inputs * self.bits // 32
 
     def fill(self, first: int, out: NDArray[Any]) -> None:
+        height = max(1, _BLOCK_ELEMENTS // self.layer.inputs)
+        for start in range(0, len(out), height):
+            self._fill_block(first + start, out[start : start + height])
+
+    def _fill_block(self, first: int, out: NDArray[Any]) -> None:
         import numpy as np
 
         values = self.layer.integers(first, len(out)).astype(np.int16)

@@ -65,7 +65,7 @@ def awq_words(values: Any) -> Any:
 def quantized_layer(shape: tuple[int, int], form: Form, seed: int) -> tuple[dict[str, Any], Any]:
     """A layer's tensors, and the matrix [outputs, inputs] that they stand for, in float32."""
     rng, (outputs, inputs) = np.random.default_rng(seed), shape
-    group = inputs if form.group == -1 else form.group
+    group = inputs if form.group == -1 else min(form.group, inputs)
     groups, half = -(-inputs // group), 1 << (form.bits - 1)
     integers = rng.integers(0, 2 * half, (inputs, outputs))
     zeros = np.full((groups, outputs), half)

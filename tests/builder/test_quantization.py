@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from benchmarks.quality import held_out
 from builder.checkpoints import rewrite
 from builder.checkpoints.safetensors_header import DTYPE_BYTES, read_header
 from builder.families import FAMILIES
@@ -296,3 +297,27 @@ def test_the_demo_model(builder: Builder, tmp_path: Path) -> None:
         assert found["group_size"] == {"int8": 64, "int4": 32}[method]
         assert found["ignore"] == {"int8": [], "int4": [HEAD]}[method]
         assert builder("verify", run.json()["path"]).code == 0
+
+
+@pytest.mark.filterwarnings("ignore:::mindspore")
+def test_the_demo_model_foresees_its_answers_as_well(builder: Builder, tmp_path: Path) -> None:
+    """The changes of perplexity that the documents promise, on one held-out answer in eight."""
+    pytest.importorskip("mindspore", reason="the ms engine needs MindSpore")
+    from tests.daemon.backends.ms.test_quantization import load, segment
+
+    found = {}
+    for name, options in (("float", ()), ("int8", ("--quantize", "int8")), ("int4", ("--quantize", "int4"))):
+        order = ("package", "--model", "telechat2_tiny", "--name", name, "--out", tmp_path, "--json")
+        place = Path(builder(*order, *options).json()["path"])
+        runner, scores = load(place), []
+        for text in held_out(place / "tokenizer.json")[::8]:
+            logits = runner.execute([segment(text.ids)])[:-1].astype(np.float64)
+            logits -= logits.max(axis=1, keepdims=True)
+            rows = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+            chosen = rows[np.arange(len(rows)), text.ids[1:]]
+            scores.append(chosen[text.learned[1:]])
+        runner.close()
+        found[name] = np.exp(-np.concatenate(scores).mean())
+    assert found["float"] < 1.01
+    assert abs(found["int8"] / found["float"] - 1) <= 0.001
+    assert abs(found["int4"] / found["float"] - 1) <= 0.03

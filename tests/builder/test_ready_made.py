@@ -9,9 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from builder.checkpoints import views
+from builder.checkpoints import packed_words, views
+from builder.ready_made import read_ready_made
+from contract.faults import Fault
 from tests.builder.conftest import Builder
 from tests.builder.hf_models import write_folder
 from tests.builder.ready_made import WIDE, Form, change, configure, write_meant, write_ready_made
@@ -37,6 +41,7 @@ FORMS = [
     (Form(group=64), 4, 64),
     (Form(group=128), 4, 128),
     (Form(group=256), 4, 128),
+    (Form(group=2**80), 4, 128),
     (Form(group=-1), 4, 128),
     (Form(layout="gptq_v2"), 4, 32),
     (Form(bits=8, group=64), 8, 64),
@@ -74,6 +79,7 @@ def test_the_buffer_does_not_show(
     write_ready_made(tmp_path / "m", form)
     places = [Path(package(builder, tmp_path / "m", "--name", "a")["path"])]
     monkeypatch.setattr(views.View.chunks, "__defaults__", (700,))
+    monkeypatch.setattr(packed_words, "_BLOCK_ELEMENTS", 400)
     places.append(Path(package(builder, tmp_path / "m", "--name", "b")["path"]))
     first, second = ((place / "model.safetensors").read_bytes() for place in places)
     assert first == second
@@ -156,6 +162,7 @@ Damage = Callable[[Path], object]
         (lose_order, "has no g_idx, which desc_act needs"),
         (lambda folder: configure(folder, bits=3), "GPTQ with bits 3, not 4 or 8"),
         (lambda folder: configure(folder, group_size=64), "256 inputs"),
+        (lambda folder: configure(folder, bits=4.0), "GPTQ with bits 4.0, not 4 or 8"),
         (lambda folder: configure(folder, group_size="all"), "group_size is 'all'"),
         (lambda folder: configure(folder, checkpoint_format="marlin"), "checkpoint_format is 'marlin'"),
         (lambda folder: configure(folder, dynamic={"a": 1}), "'dynamic' gives layers forms of their own"),
@@ -204,6 +211,27 @@ def test_a_block_without_integers_is_refused(builder: Builder, tmp_path: Path) -
     run = builder("package", "--model", tmp_path / "m", "--out", tmp_path / "out")
     assert run.code == 2
     assert "holds no .qweight" in run.err
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=4,
+)
+KEYS = st.sampled_from(
+    [*Form().config(), *Form("awq").config(), "dynamic", "w_bit", "q_group_size", "backend"]
+)
+
+
+@given(st.dictionaries(KEYS, JSON), st.sampled_from(["gptq", "awq", None]))
+def test_any_block_is_a_form_or_one_sentence(block: dict[str, Any], method: str | None) -> None:
+    said, form = "", None
+    try:
+        form = read_ready_made({**block, "quant_method": method}, "config.json")
+    except Fault as fault:
+        said = fault.message
+    assert said == "" or said.startswith("config.json has quantized weights")
+    assert form is None or (form.bits in (4, 8) and (form.group > 0 or form.group == -1))
 
 
 def test_they_are_not_quantized_again(builder: Builder, tmp_path: Path) -> None:
