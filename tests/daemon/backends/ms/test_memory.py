@@ -103,10 +103,10 @@ def test_memory_that_runs_out_in_a_step_fails_that_step_only(tmp_path: Path) -> 
         from contract.faults import Fault
         from daemon.backends.ms.runner import ModelRunner, RunnerOptions
         from daemon.backends.ms.segments import Segment
-        options = RunnerOptions(num_blocks=64, max_rows=512, max_logit_rows=512, threads=1)
+        options = RunnerOptions(num_blocks=256, max_rows=4096, max_logit_rows=4096, threads=1)
         runner = ModelRunner.load(Path(sys.argv[1]) / "1", options=options, progress=lambda *_: None)
-        base, scale = runner.rope_for(500)
-        step = [Segment([5] * 500, 0, list(range(32)), 0, base, scale)]
+        base, scale = runner.rope_for(4000)
+        step = [Segment([5] * 4000, 0, list(range(250)), 0, base, scale)]
         size = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
         resource.setrlimit(resource.RLIMIT_AS, (size + (64 << 10), resource.RLIM_INFINITY))
         try:
@@ -121,4 +121,4 @@ def test_memory_that_runs_out_in_a_step_fails_that_step_only(tmp_path: Path) -> 
         """,
         tmp_path,
     )
-    assert answer == ["out_of_memory", 500]
+    assert answer == ["out_of_memory", 4000]
