@@ -44,7 +44,8 @@ from tests.reference.make_goldens import GOLDENS, key_of  # noqa: E402
 
 PROMPTS = "tests/builder/families/test_prompts.py"
 STOP_TEST = "test_control_and_stop_tokens_have_their_published_ids"
-GOLDEN_TEST = "test_telechat2_s_golden_ids"
+GOLDEN_TESTS = {"telechat": ("test_telechat2_s_golden_ids", 8), "chatglm": ("test_chatglm2_s_golden_ids", 2)}
+"""Family -> the test of its golden ids, and how many there are."""
 RANK = 4
 MEASURE = """
 import resource, subprocess, sys, time
@@ -142,9 +143,10 @@ def stop_tokens(model: Model) -> str:
 
 
 def goldens(model: Model) -> str:
-    if model.recipe.family != "telechat":
+    if model.recipe.family not in GOLDEN_TESTS:
         return "–"
-    return {"passed": "8/8", "failed": "failed", "skipped": "0/8"}[prompt_tests()[GOLDEN_TEST]]
+    test, count = GOLDEN_TESTS[model.recipe.family]
+    return {"passed": f"{count}/{count}", "failed": "failed", "skipped": f"0/{count}"}[prompt_tests()[test]]
 
 
 def round_trips(model: Model) -> str:

@@ -225,16 +225,31 @@ GOLDEN_CHAT = (
 )
 
 
+def published(family: str) -> bytes:
+    """The publisher's tokenizer.model, which cannot lie here."""
+    path = Path(os.environ.get(TOKENIZERS, "")) / family / "tokenizer.model"
+    if TOKENIZERS not in os.environ or not path.is_file():
+        pytest.skip(f"{TOKENIZERS} names no folder with {family}/tokenizer.model, as its publisher has it")
+    return path.read_bytes()
+
+
 async def test_telechat2_s_golden_ids(tmp_path: Path) -> None:
-    """Of the published tokenizer.model, which cannot lie here."""
-    folder = os.environ.get(TOKENIZERS)
-    if folder is None:
-        pytest.skip(f"{TOKENIZERS} names no folder with telechat2/tokenizer.model, as TeleAI publishes it")
-    own = (Path(folder) / "telechat2" / "tokenizer.model").read_bytes()
-    packaged = read_packaged("telechat2_7b", tmp_path, own)
+    packaged = read_packaged("telechat2_7b", tmp_path, published("telechat2"))
     for text, ids in GOLDENS.items():
         assert (await packaged.prompt(text=text)).token_ids == [int(token) for token in ids.split()], text
     assert (await packaged.prompt("你好")).token_ids == [int(token) for token in GOLDEN_CHAT.split()]
+
+
+CHATGLM2_GOLDENS = {
+    "你好": "64790 64792 36474 54591",
+    "晚上睡不着应该怎么办": "64790 64792 30910 32820 54266 31876 35153",
+}
+
+
+async def test_chatglm2_s_golden_ids(tmp_path: Path) -> None:
+    packaged = read_packaged("chatglm2_6b", tmp_path, published("chatglm2"))
+    for text, ids in CHATGLM2_GOLDENS.items():
+        assert (await packaged.prompt(text=text)).token_ids == [int(token) for token in ids.split()], text
 
 
 @of("chatglm2_6b")
