@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,6 +99,7 @@ def _tokenizer(recipe_file: RecipeFile, requested: Requested, folders: tuple[Pat
 def _yaml(folders: tuple[Path, ...], pattern: str) -> Path | None:
     for folder in folders:
         found = sorted(path for path in folder.glob(pattern) if path.suffix in (".yaml", ".yml"))
+        found = [path for path in found if not _is_recipe(path)]
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
             problem = Problem(
@@ -107,6 +109,11 @@ def _yaml(folders: tuple[Path, ...], pattern: str) -> Path | None:
         if found:
             return found[0]
     return None
+
+
+def _is_recipe(path: Path) -> bool:
+    """Recipes may lie beside the weights; a mindformers yaml has no ``family``."""
+    return path.is_file() and re.search(rb"^family:", path.read_bytes(), re.MULTILINE) is not None
 
 
 def _not_there(recipe_file: RecipeFile, folder: Path) -> Fault:

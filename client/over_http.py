@@ -11,7 +11,14 @@ from urllib.parse import quote
 import httpx2
 
 from client.address import Address
-from client.errors import ConnectError, ConnectionLostError, DeadlineError, ProtocolError
+from client.errors import (
+    ConnectError,
+    ConnectionLostError,
+    DeadlineError,
+    ModelNotFoundError,
+    ProtocolError,
+    UnauthenticatedError,
+)
 from client.http_errors import error_of_body, error_of_response
 from client.options import invalid
 from client.perplexity import Tokens
@@ -50,11 +57,16 @@ class HttpTransport:
                     yield chunk
 
     async def models(self) -> list[ModelCard]:
-        listed = await self._json("GET", "/v1/models")
+        only_index = False
+        listed: dict[str, Any] = {}
+        try:
+            listed = await self._json("GET", "/v1/models")
+        except ModelNotFoundError:  # a daemon's management port
+            only_index = True
         lengths = {card["id"]: card.get("max_model_len") for card in listed.get("data", [])}
         async with self._send("POST", "/v2/repository/index", json={}) as response:
             body = await response.aread()
-        if response.status_code in {404, 405}:  # a server with OpenAI's API alone
+        if response.status_code in {404, 405} and not only_index:  # a server with OpenAI's API alone
             return [ModelCard(name=name, context_len=length) for name, length in lengths.items()]
         if response.status_code != 200:
             raise error_of_response(response, body, "")
@@ -68,13 +80,20 @@ class HttpTransport:
     async def health(self, model: str | None) -> Health:
         live = await self._ok("/v2/health/live")
         ready = live and await self._ok("/v2/health/ready")
-        metadata = await self._json("GET", "/v2") if live else {}
-        server = f"{metadata.get('name', '')} {metadata.get('version', '')}".strip()
+        server = await self._server() if live else ""
         if model is None:
             return Health(live=live, ready=ready, server=server)
         name, _, version = model.partition("@")
         path = f"/v2/models/{name}/versions/{version}/ready" if version else f"/v2/models/{name}/ready"
         return Health(live=live, ready=ready, model=model, model_ready=await self._ok(path), server=server)
+
+    async def _server(self) -> str:
+        """Name and version, for which a daemon wants a key, as it does not for health."""
+        try:
+            metadata = await self._json("GET", "/v2")
+        except UnauthenticatedError:
+            return ""
+        return f"{metadata.get('name', '')} {metadata.get('version', '')}".strip()
 
     async def load(self, model: str) -> None:
         await self._order(*_control_of(model, "load"))

@@ -159,6 +159,13 @@ def test_the_line_of_a_yaml_key(builder: Builder, workshop: Workshop) -> None:
     assert f"predict_tiny.yaml:{line}  model.model_config.num_layer" in failed(builder, workshop).err
 
 
+def test_recipes_may_lie_beside_the_weights(builder: Builder, workshop: Workshop) -> None:
+    for name in ("tiny.yaml", "another.yaml"):
+        (workshop.sources / name).write_text(workshop.recipe.read_text())
+    run = builder("package", "--model", workshop.recipe, "--out", workshop.repository)
+    assert run.code == 0, run.err
+
+
 def test_an_unreadable_file(builder: Builder, workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Path.read_bytes
 

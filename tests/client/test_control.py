@@ -66,6 +66,21 @@ def test_only_a_model_that_is_there_is_unloaded(
     assert sentence in capsys.readouterr().err
 
 
+def test_the_management_port_has_the_index_alone() -> None:
+    missing = Reply(404, ('{"error": "there is no /v1/models here"}',), {"X-Fault-Kind": "not_found"})
+    with scripted(missing, _listing("m")[1], DONE) as (url, server):
+        assert run(["unload", "m", "--url", url]) == 0
+    assert len(server.bodies) == 3
+    with scripted(missing) as (url, _):
+        assert run(["models", "--url", url]) == 4
+
+
+def test_health_needs_no_key() -> None:
+    refused = Reply(401, ('{"error": "an API key is required"}',), {"X-Fault-Kind": "unauthenticated"})
+    with scripted(DONE, DONE, refused) as (url, _):
+        assert run(["health", "--url", url]) == 0
+
+
 @pytest.mark.parametrize(
     "words", [["load", "m", "--adapter", "pirate"], ["load", "m", "--adapter", "=x"], ["unload"], ["load"]]
 )
