@@ -16,7 +16,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from client.address import Address
-from client.errors import ClientError, ConnectError, ConnectionLostError, ProtocolError
+from client.errors import ClientError, ConnectError, ConnectionLostError, ProtocolError, UnauthenticatedError
 from client.grpc_errors import error_of_status, fault_of_trailer
 from client.options import invalid
 from client.perplexity import Tokens
@@ -115,13 +115,20 @@ class GrpcTransport:
     async def health(self, model: str | None) -> Health:
         live = (await self._ask(self._stub.ServerLive, pb.ServerLiveRequest())).live
         ready = (await self._ask(self._stub.ServerReady, pb.ServerReadyRequest())).ready
-        metadata = await self._ask(self._stub.ServerMetadata, pb.ServerMetadataRequest())
-        server = f"{metadata.name} {metadata.version}".strip()
+        server = await self._server()
         if model is None:
             return Health(live=live, ready=ready, server=server)
         name, _, version = model.partition("@")
         answer = await self._ask(self._stub.ModelReady, pb.ModelReadyRequest(name=name, version=version))
         return Health(live=live, ready=ready, model=model, model_ready=answer.ready, server=server)
+
+    async def _server(self) -> str:
+        """Name and version, for which a daemon wants a key, as it does not for health."""
+        try:
+            metadata = await self._ask(self._stub.ServerMetadata, pb.ServerMetadataRequest())
+        except UnauthenticatedError:
+            return ""
+        return f"{metadata.name} {metadata.version}".strip()
 
     async def aclose(self) -> None:
         await self._channel.close()

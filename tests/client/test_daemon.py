@@ -228,6 +228,8 @@ def test_key(tmp_path: Path, scheme: str) -> None:
                 client.generate("Hello")
             assert "MINDPORT_API_KEY" in caught.value.hint
             assert caught.value.exit_code == 6
+        with Client(url) as client:
+            assert client.health().ready
         with Client(url, api_key="secret-key") as client:
             assert client.generate("Hello").text
 
