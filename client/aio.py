@@ -89,16 +89,16 @@ class AsyncClient:
         """Load or reload a model (``NAME`` or ``NAME@VERSION``) and wait until it is ready.
 
         With ``adapter`` = (name, folder on the server's machine) the loaded model serves that LoRA adapter
-        besides, under its own name. Raises ``ClientError``.
+        besides, under its own name. ``timeout_s`` of the client is the limit. Raises ``ClientError``.
         """
         if adapter is None:
-            await self._control(lambda: self._transport.load(model))
+            await self._asked(lambda: self._transport.load(model), self._timeout_s)
         else:
-            await self._control(lambda: self._transport.load_adapter(model, *adapter))
+            await self._asked(lambda: self._transport.load_adapter(model, *adapter), self._timeout_s)
 
     async def unload(self, model: str) -> None:
         """Let a model's requests finish and unload it."""
-        await self._control(lambda: self._transport.unload(model))
+        await self._asked(lambda: self._transport.unload(model), self._timeout_s)
 
     async def unload_adapter(self, name: str) -> None:
         """Serve an adapter no longer; running requests keep it. Raises ``ModelNotFoundError``."""
