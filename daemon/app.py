@@ -224,7 +224,7 @@ def _ms_options(options: MsOptions, trust_model_code: bool) -> dict[str, Any]:
         "max_rows": options.max_rows,
         "prefill_slowdown": options.prefill_slowdown,
         "prompt_lookup": options.prompt_lookup,
-        "allow_not_finite": options.allow_not_finite,
+        "allow_nonfinite": options.allow_nonfinite,
         "device": options.device,
         "packed_cache": str(options.packed_cache.absolute()) if options.packed_cache else None,
         "trust_model_code": trust_model_code,

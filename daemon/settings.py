@@ -56,7 +56,7 @@ class MsOptions(BaseModel):
         le=32,
         description="tokens guessed at a time from the text so far, with equal answers; 0 is off",
     )
-    allow_not_finite: bool = Field(False, description="serve weights that are infinite or NaN")
+    allow_nonfinite: bool = Field(False, description="serve weights that are infinite or NaN")
     packed_cache: Path | None = Field(
         None, description="folder that keeps packed weights, so that a later load maps them; off by default"
     )

@@ -47,6 +47,8 @@ class Registry(Generic[T]):
         self._config = config
         self._slots: dict[str, dict[str, VersionSlot[T]]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._adapter_names_lock = asyncio.Lock()
+        """Two models must not get adapters of one name."""
         self._watchers: list[Callable[[ModelStatus], None]] = []
         self._startup: list[str] = []
         self._parts = SlotParts(
@@ -123,14 +125,15 @@ class Registry(Generic[T]):
 
     async def load_adapter(self, model: str | None, name: str, directory: str) -> AdapterInfo:
         """Serve a LoRA adapter beside a loaded model, under a name of its own. Raises ``Fault``."""
-        slot = self._select(model, "")
-        holder = self._adapter_slot(name)
-        if name in self._slots or (holder is not None and holder is not slot):
-            other = holder.on_disk.name if holder else name
-            message = f"the name {name!r} is taken by {f'an adapter of {other}' if holder else 'a model'}"
-            raise Fault(FaultKind.ALREADY_EXISTS, message, "choose another name")
-        async with self._locks[slot.on_disk.name]:
-            return await slot.load_adapter(name, directory)
+        async with self._adapter_names_lock:
+            slot = self._select(model, "")
+            holder = self._adapter_slot(name)
+            if name in self._slots or (holder is not None and holder is not slot):
+                taken_by = f"an adapter of {holder.on_disk.name}" if holder else "a model"
+                message = f"the name {name!r} is taken by {taken_by}"
+                raise Fault(FaultKind.ALREADY_EXISTS, message, "choose another name")
+            async with self._locks[slot.on_disk.name]:
+                return await slot.load_adapter(name, directory)
 
     async def unload_adapter(self, name: str) -> None:
         """Raises ``Fault`` when nothing serves an adapter of this name."""

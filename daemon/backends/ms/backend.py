@@ -68,7 +68,7 @@ class MsOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Of keys and values in memory: ``float32``, ``bfloat16``, ``float16`` or ``int8``."""
     device: Literal["cpu", "ascend"] = "cpu"
     """``ascend`` is by way of mindformers, and was never run."""
-    allow_not_finite: bool = False
+    allow_nonfinite: bool = False
     """Serve weights that are infinite or NaN."""
     packed_cache: str | None = None
     """Folder in which packed weights are kept; a model directory does not choose it."""
@@ -177,7 +177,7 @@ class MsBackend:
             threads=spec.threads,
             dtype=options.dtype,
             kv_dtype=options.kv_dtype,
-            allow_not_finite=options.allow_not_finite,
+            allow_nonfinite=options.allow_nonfinite,
             packed_cache=Path(options.packed_cache) if options.packed_cache else None,
         )
         load = AscendRunner.load if options.device == "ascend" else self._load_runner

@@ -145,7 +145,7 @@ class PackedCache:
     def save(self) -> None:
         """Writes the file and removes the model's oldest. What goes wrong is a line of the log only."""
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._remove_abandoned()
             self._write()
             self._remove_oldest()

@@ -65,7 +65,7 @@ class RunnerOptions:
     kv_dtype: str = "float32"
     """Of cached keys and values: ``float32``, ``bfloat16`` or ``float16`` in half the memory, or ``int8`` in
     little more than a quarter."""
-    allow_not_finite: bool = False
+    allow_nonfinite: bool = False
     """Weights may be infinite or NaN."""
     block_size: int = PANEL_ROWS
     packed_cache: Path | None = None
@@ -160,9 +160,9 @@ class ModelRunner:
                 reading = pool.submit(loader.load, self._kernels.threads, report)
                 self._compile()
                 reading.result()
-            loader.check_finite(allow=options.allow_not_finite)
+            loader.check_finite(allow=options.allow_nonfinite)
         progress(_READ_SHARE, "first step")
-        self._warm_up(allow_not_finite=options.allow_not_finite)
+        self._warm_up(allow_nonfinite=options.allow_nonfinite)
         if cache is not None and not cached and loader.all_finite:
             progress(_READ_SHARE, "keeping packed weights")
             cache.save()
@@ -262,11 +262,11 @@ class ModelRunner:
             message = f"the network cannot be compiled: {_first_line(error)}"
             raise Fault(FaultKind.INVALID_MODEL, message) from error
 
-    def _warm_up(self, *, allow_not_finite: bool) -> None:
+    def _warm_up(self, *, allow_nonfinite: bool) -> None:
         """One step of one token, so that the first request does not pay for first times."""
         base, scale = self.rope_for(1)
         logits = self.execute([Segment([0], 0, [0], 0, base, scale)])
-        if not (allow_not_finite or np.isfinite(logits).all()):
+        if not (allow_nonfinite or np.isfinite(logits).all()):
             message = "the weights give logits that are NaN or infinite"
             hint = "the checkpoint is damaged, or its values exceed the range of float32 when computed"
             raise Fault(FaultKind.INVALID_MODEL, message, hint)

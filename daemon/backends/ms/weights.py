@@ -290,7 +290,7 @@ class WeightLoader:
             return
         hint = (
             "the checkpoint is damaged, or its values exceed the range of the dtype it is converted to; "
-            "--ms-allow-not-finite serves it all the same"
+            "--ms-allow-nonfinite serves it all the same"
         )
         raise Fault(FaultKind.INVALID_MODEL, some(found), hint, {"not_finite": self._not_finite})
 

@@ -282,7 +282,7 @@ async def test_weights_that_are_not_finite_are_refused_unless_allowed(
     assert caught.value.kind is FaultKind.INVALID_MODEL
     assert "lm_head.weight in model.safetensors holds 3 infinite or NaN values" in caught.value.message
     assert "up_proj.weight in model.safetensors holds 1 infinite" in caught.value.message
-    await worker.load(spec(folder, allow_not_finite=True), silent)
+    await worker.load(spec(folder, allow_nonfinite=True), silent)
     with pytest.raises(Fault, match="not finite"):
         await collect(worker.generate(request([1])))
 

@@ -50,7 +50,7 @@ def run(
         threads=2,
         dtype=dtype,
         packed_cache=cache,
-        allow_not_finite=not_finite,
+        allow_nonfinite=not_finite,
     )
     runner = ModelRunner.load(model, options=options, progress=silent)
     try:
