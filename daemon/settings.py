@@ -45,7 +45,7 @@ class MsOptions(BaseModel):
     max_sequences: int = Field(32, gt=0, le=1024, description="sequences computed in one step at most")
     max_rows: int = Field(512, ge=16, le=8192, description="tokens computed in one step at most")
     prefill_slowdown: float = Field(
-        1.7,
+        1.4,
         gt=1,
         le=1000,
         description="times as long that a step may take when it reads prompts beside answers",

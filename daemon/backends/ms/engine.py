@@ -61,7 +61,7 @@ class Runner(Protocol):
 class EngineSettings:
     context_len: int
     max_sequences: int = 16
-    prefill_slowdown: float = 1.7
+    prefill_slowdown: float = 1.4
     prefix_cache: bool = True
     prompt_lookup: int = 0
 
