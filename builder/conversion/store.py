@@ -104,8 +104,14 @@ def open_store(target: Path, fingerprint: str, progress: Progress) -> Iterator[S
     """
     folder = target.parent / f".converting-{target.name}"
     made = [parent for parent in folder.parents if not parent.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        message = f"{target} cannot be written: {error.strerror}"
+        raise Fault(
+            FaultKind.FORBIDDEN, message, "choose a target in a folder that you may write to"
+        ) from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

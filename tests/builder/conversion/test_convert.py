@@ -345,6 +345,11 @@ def test_names_that_are_kept_need_no_known_model(source: Path, builder: Builder,
     refused(builder("convert", source, tmp_path / "b", "--to", "mindformers-r1"), "BertModel")
 
 
+def test_a_target_that_cannot_be_made_is_refused(source: Path, builder: Builder, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    refused(builder("convert", source, tmp_path / "file" / "out"), "cannot be written", "choose a target")
+
+
 def test_an_unknown_model_needs_its_name(source: Path, builder: Builder, tmp_path: Path) -> None:
     assert builder("convert", source, tmp_path / "a.ckpt", "--to", "mindformers-r1", "-q").code == 0
     refused(
