@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks.machine import Bounds
+from benchmarks.phases import LONG_PROMPT, PROMPT
+from benchmarks.phases import OUTPUT as ANSWER
 from benchmarks.subject import IDLE, Result, Visit, best_peer, ratio, results_of
 from benchmarks.synthetic import Shape
 from benchmarks.variants import OUTPUT, Arithmetic, Variant
@@ -58,7 +60,7 @@ def goals(
     return [
         *_decode(ours, peers),
         *_prefill(ours, peers, shape),
-        *_output(ours, peers, streams),
+        *_output(ours, peers, streams, shape),
         *_waiting(ours),
         *_shapes(results_of(visits, "variants"), variants),
         *_threads(results_of(visits, "threads")),
@@ -98,12 +100,20 @@ def _prefill(ours: Sequence[Result], peers: Sequence[Result], shape: Shape) -> I
             yield Goal(f"prefill 1024, {name}, over llama.cpp", 2.0, " ×", value)
 
 
-def _output(ours: Sequence[Result], peers: Sequence[Result], streams: Sequence[int]) -> Iterator[Goal]:
+def _output(
+    ours: Sequence[Result], peers: Sequence[Result], streams: Sequence[int], shape: Shape
+) -> Iterator[Goal]:
     for count in streams:
         if count > 1:
             for result in ours:
+                metric = f"output_per_s_{count}"
                 figure = f"output, {count} streams, {result.subject.format}"
-                yield _over_best(figure, _OUTPUT_OVER, result, peers, f"output_per_s_{count}")
+                goal = _over_best(figure, _OUTPUT_OVER, result, peers, metric)
+                best = best_peer(peers, result, metric)
+                most, theirs = output_bound(result, shape, count), best.median(metric) if best else None
+                if most and theirs:
+                    goal = replace(goal, note=f"{goal.note}; the bounds allow {most / theirs:.2f} ×")
+                yield goal
 
 
 def _waiting(ours: Sequence[Result]) -> Iterator[Goal]:
@@ -208,10 +218,31 @@ def read_shares(result: Result) -> list[float]:
 def fma_shares(result: Result, shape: Shape) -> list[float]:
     """Percent of the float32 FMA peak of the same visit."""
     return [
-        100 * visit.values["prefill_per_s"] * 2 * shape.layer_parameters / (visit.values["fma_gflop_s"] * 1e9)
+        100 * visit.values["prefill_per_s"] * token_flop(shape) / (visit.values["fma_gflop_s"] * 1e9)
         for visit in result.visits
         if {"prefill_per_s", "fma_gflop_s"} <= set(visit.values)
     ]
+
+
+def output_bound(result: Result, shape: Shape, streams: int) -> float | None:
+    """Output tokens a second that memory and float32 arithmetic allow; ``None`` for integer arithmetic.
+
+    Prompts at the FMA peak, then steps of a token for each stream in the larger of the times that reading the
+    weights and multiplying take.
+    """
+    read, fma = result.median("read_gb_s"), result.median("fma_gflop_s")
+    if not read or not fma or result.subject.width < 16:
+        return None
+    arithmetic = Arithmetic.of(shape.to_config())
+    step_flop = streams * arithmetic.decode(PROMPT + ANSWER // 2).flop
+    step_s = max(result.subject.weight_bytes / (read * 1e9), step_flop / (fma * 1e9))
+    prompts_s = streams * arithmetic.prefill(PROMPT).flop / (fma * 1e9)
+    return streams * ANSWER / (prompts_s + (ANSWER - 1) * step_s)
+
+
+def token_flop(shape: Shape) -> float:
+    """What a token of the long prompt needs."""
+    return Arithmetic.of(shape.to_config()).prefill(LONG_PROMPT).flop / LONG_PROMPT
 
 
 def _median(values: Sequence[float]) -> float | None:

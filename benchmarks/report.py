@@ -146,7 +146,7 @@ class Report:
             if read and metric == "decode_per_s":
                 found[result.subject.name] = read * 1e9 / result.subject.weight_bytes
             if fma and metric == "prefill_per_s" and result.subject.width == 32:
-                found[result.subject.name] = fma * 1e9 / (2 * self.shape.layer_parameters)
+                found[result.subject.name] = fma * 1e9 / goals.token_flop(self.shape)
         return found
 
     def _data(self) -> dict[str, object]:

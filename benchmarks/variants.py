@@ -104,6 +104,8 @@ class Arithmetic:
     stored_weights: int
     """The same with all experts: what a long prompt reads."""
     head_weights: int
+    kv_weights: int
+    """Of the last layer's matrices, those that make keys and values."""
     layers: int
     heads: int
     kv_heads: int
@@ -120,14 +122,16 @@ class Arithmetic:
         stored = sum(inner.values())
         chosen = experts * config.get("num_experts_per_tok", 0) // (config.get("num_experts") or 1)
         family = family_of_config(config, "config.json")
+        kv_heads, head_dim = config.get(family.kv_heads) or config[family.heads], family.head_dim(config)
         return cls(
             layer_weights=stored - experts + chosen,
             stored_weights=stored,
             head_weights=sum((heads or tables).values()),
+            kv_weights=2 * kv_heads * head_dim * config["hidden_size"],
             layers=config[family.layers],
             heads=config[family.heads],
-            kv_heads=config.get(family.kv_heads) or config[family.heads],
-            head_dim=family.head_dim(config),
+            kv_heads=kv_heads,
+            head_dim=head_dim,
         )
 
     @property
@@ -142,9 +146,10 @@ class Arithmetic:
         return Work(_FLOAT_BYTES * weights + self.kv_bytes * context, 2 * weights + attention)
 
     def prefill(self, tokens: int) -> Work:
-        """A whole prompt, of which only the last token goes through the head."""
-        attention = 2 * self.layers * self.heads * self.head_dim * tokens**2
-        flop = 2 * (self.layer_weights * tokens + self.head_weights) + attention
-        return Work(
-            _FLOAT_BYTES * (self.stored_weights + self.head_weights) + self.kv_bytes * tokens, float(flop)
-        )
+        """What a whole prompt needs: of its last layer only keys and values, but for its last token."""
+        layer = self.layer_weights // self.layers
+        weights = (self.layer_weights - layer + self.kv_weights) * tokens
+        weights += layer - self.kv_weights + self.head_weights
+        attended = (self.layers - 1) * tokens**2 / 2 + tokens
+        flop = 2 * weights + 4 * self.heads * self.head_dim * attended
+        return Work(_FLOAT_BYTES * (self.stored_weights + self.head_weights) + self.kv_bytes * tokens, flop)

@@ -231,9 +231,22 @@ def test_shares_are_of_the_bounds_of_the_same_visit() -> None:
     assert goals.read_shares(ours) == [
         pytest.approx(100 * rate * OURS.weight_bytes / 30e9) for rate in (20, 30)
     ]
-    wanted = [100 * rate * 2 * TINY.layer_parameters / 300e9 for rate in (200, 220)]
+    wanted = [100 * rate * goals.token_flop(TINY) / 300e9 for rate in (200, 220)]
     assert goals.fma_shares(ours, TINY) == pytest.approx(wanted)
     assert goals.read_shares(other) == []
+
+
+def test_what_the_bounds_allow_of_several_streams() -> None:
+    result = results_of(peers_visited(), "peers")[0]
+    alone = goals.output_bound(result, TINY, 1)
+    most = 30e9 / OURS.weight_bytes  # weights alone, once a token
+    assert alone is not None
+    assert 0.9 * most < alone < most * 128 / 127
+    many = goals.output_bound(result, TINY, 10_000)
+    work = Arithmetic.of(TINY.to_config())
+    needed = work.prefill(128).flop + 127 * work.decode(192).flop
+    assert many == pytest.approx(128 * 300e9 / needed)
+    assert goals.output_bound(results_of(peers_visited(), "peers")[2], TINY, 8) is None
 
 
 def test_a_percentile_is_a_value_that_was_seen() -> None:
@@ -334,7 +347,11 @@ def test_work_of_the_base_model() -> None:
     work = Arithmetic.of(BENCHMARK.to_config())
     assert (work.layer_weights, work.head_weights) == (BENCHMARK.layer_parameters, 32000 * 896)
     assert work.decode(0).read_bytes == 4 * BENCHMARK.parameters
-    assert work.prefill(PROMPT).flop > 2 * BENCHMARK.layer_parameters * PROMPT
+    assert work.prefill(1).flop == pytest.approx(work.decode(1).flop, rel=1e-4)
+    layer, kv = BENCHMARK.layer_parameters // 24, 2 * 128 * 896
+    last = 2 * (layer - kv + 32000 * 896)
+    matrices = 2 * (23 * layer + kv) * PROMPT + last
+    assert work.prefill(PROMPT).flop - matrices == 4 * 896 * (23 * PROMPT**2 / 2 + PROMPT)
 
 
 def test_a_token_meets_its_experts_only() -> None:
