@@ -24,6 +24,8 @@ class _Group(click.Group):
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
             sys.exit(2)
+        except click.exceptions.Abort:  # interrupted before the command itself began
+            sys.exit(130)
         except click.ClickException as error:
             command = (
                 error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "daemon"

@@ -161,7 +161,7 @@ def test_help_starts_light(program: str) -> None:
     code = (
         "import json, sys\n"
         f"sys.argv = ['{program}', '--help']\n"
-        f"from {program}.cli import main\n"
+        f"from {program}.__main__ import main\n"
         "try:\n    main()\n"
         "finally:\n    print(json.dumps(sorted(sys.modules)), file=sys.stderr)\n"
     )

@@ -1,0 +1,18 @@
+"""The program ``client``, also as ``python -m client``: quiet when interrupted while it still imports."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    try:
+        from client.cli import main as program
+
+        program()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
