@@ -19,6 +19,7 @@ from client.errors import (
     ConnectionLostError,
     DeadlineError,
     NotReadyError,
+    UnauthenticatedError,
     request_error,
 )
 from client.options import MessageLike, OptionFields, chat_request, options_of, text_request
@@ -196,7 +197,11 @@ class AsyncClient:
         if health.model is None or not health.live:
             return "some of its models are not ready" if health.live else "it is not live"
         name, _, version = health.model.partition("@")
-        cards = [card for card in await self.models() if card.name == name and version in ("", card.version)]
+        try:
+            listed = await self.models()
+        except UnauthenticatedError:
+            return "it is not there or not loaded; which of both, the server tells with a key only"
+        cards = [card for card in listed if card.name == name and version in ("", card.version)]
         if not cards:
             raise request_error(FaultKind.NOT_FOUND, f"the server has no model {health.model!r}")
         return "; ".join(f"version {card.version or '?'} is {card.reason or card.state}" for card in cards)

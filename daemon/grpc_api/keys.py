@@ -21,9 +21,10 @@ _OPEN_CALLS = frozenset(
         "/grpc.health.v1.Health/Watch",
         "/inference.GRPCInferenceService/ServerLive",
         "/inference.GRPCInferenceService/ServerReady",
+        "/inference.GRPCInferenceService/ModelReady",
     )
 )
-"""Probes have no key."""
+"""Probes have no key, as over HTTP."""
 
 _FIRST_MESSAGE_S = 1.0
 

@@ -19,8 +19,10 @@ from daemon.http_api.errors import family_of, response_of
 logger = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
-_OPEN_PATHS = re.compile(r"/(health(/.*)?|ping|v2/health/(live|ready))")
-"""Probes have no key."""
+_OPEN_PATHS = re.compile(
+    r"/(health(/.*)?|ping|v2/health/(live|ready)|v2/models/[^/]+(/versions/[^/]+)?/ready)"
+)
+"""Probes have no key. Which they are, Triton says: its protocol ``health`` holds models' readiness, too."""
 
 
 class RequestId:

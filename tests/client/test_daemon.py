@@ -230,6 +230,11 @@ def test_key(tmp_path: Path, scheme: str) -> None:
             assert caught.value.exit_code == 6
         with Client(url) as client:
             assert client.health().ready
+            assert client.health("echo").ok
+            with pytest.raises(NotReadyError, match="with a key only"):
+                client.wait_ready(0, "nobody")
+        with Client(url, api_key="wrong") as client:
+            assert client.health("echo").ok
         with Client(url, api_key="secret-key") as client:
             assert client.generate("Hello").text
 

@@ -85,6 +85,7 @@ def test_keys(tmp_path: Path) -> None:
     with running_daemon(tmp_path / "own", ("echo",), api_keys=(digest,)) as daemon:
         client = InferenceServerClient(daemon.grpc_address)
         assert client.is_server_ready(), "probes need no key"
+        assert client.is_model_ready("echo")
         for headers in (None, {"authorization": "Bearer wrong"}, {"x-api-key": "wrong"}):
             with pytest.raises(InferenceServerException, match="API key") as caught:
                 client.get_model_metadata("echo", headers=headers)

@@ -30,6 +30,13 @@ def test_keys(serve: Serve) -> None:
     url = serve(api_keys=digests)
     assert httpx2.get(f"{url}/health").status_code == 200
     assert httpx2.get(f"{url}/v2/health/ready").status_code == 200
+    assert httpx2.get(f"{url}/v2/models/tiny/ready").status_code == 200
+    assert httpx2.get(f"{url}/v2/models/tiny/versions/1/ready").status_code == 200
+    absent = httpx2.get(f"{url}/v2/models/nobody/ready")
+    assert absent.status_code == 400
+    assert "tiny" not in absent.text, "who has no key learns no names"
+    for path in ("/v2/models/tiny", "/v2/models/tiny/config", "/v2/models/ready", "/v2/models/a/b/ready"):
+        assert httpx2.get(f"{url}{path}").status_code == 401, path
     for headers in ({}, {"Authorization": "Bearer no"}, {"Authorization": "Basic second"}, {"X-API-Key": ""}):
         answer = httpx2.get(f"{url}/v1/models", headers=headers)
         assert answer.status_code == 401

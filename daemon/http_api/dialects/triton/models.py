@@ -44,8 +44,10 @@ class Models:
         try:
             self._service.find(target.model, target.version)
         except Fault as fault:
-            # 400 whatever the reason: that is what clients of Triton look for.
-            details = Fault(fault.kind, f"Model version not ready: {fault.message}", fault.hint)
+            # 400 whatever the reason: that is what clients of Triton look for. No key is needed to ask, so
+            # nobody is told which models there are.
+            hint = "" if fault.kind is FaultKind.NOT_FOUND else fault.hint
+            details = Fault(fault.kind, f"Model version not ready: {fault.message}", hint)
             return response_of(Family.TRITON, details, 400)
         return Response(status_code=200)
 
