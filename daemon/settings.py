@@ -58,7 +58,8 @@ class MsOptions(BaseModel):
     )
     allow_nonfinite: bool = Field(False, description="serve weights that are infinite or NaN")
     packed_cache: Path | None = Field(
-        None, description="folder that keeps packed weights, so that a later load maps them; off by default"
+        None,
+        description="folder that keeps packed weights and the compiled graph for later loads; off by default",
     )
     device: Literal["cpu", "ascend"] = Field(
         "cpu", description="what computes; ascend needs mindformers and CANN, and was never run"

@@ -1,4 +1,4 @@
-"""Packed weights kept in files, which later loads map in place of packing.
+"""Packed weights kept in files, which later loads map in place of packing; the compiled graph beside them.
 
 A file begins with what it must hold, as this load expects it: the key and all sizes. Then come the vectors
 behind their SHA-256, and each matrix at a multiple of the page size. The matrices have no checksum: to test
@@ -27,13 +27,14 @@ import numpy as np
 from contract.checksums import sha256_of_bytes
 from contract.faults import Fault, FaultKind
 from contract.manifest import MANIFEST_NAME
+from daemon.backends.ms.graph_cache import GraphCache
 from daemon.backends.ms.kernels import Kernels
 from daemon.backends.ms.weights import WeightPlan
 
 _MAGIC = b"MindPort packed weights 1\n"
 _KEPT = 2
 """Files of a model's name: say, of two versions, or of two types."""
-_PACKED, _PART = ".packed", ".part"
+_PACKED, _PART, _GRAPH = ".packed", ".part", ".graph"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 _log = logging.getLogger(__name__)
@@ -126,6 +127,12 @@ class PackedCache:
         model = f"{named.name[:40]}-{sha256_of_bytes(os.fsencode(named))[:12]}-"
         return cls(folder, model, sha256_of_bytes(json.dumps(key).encode()), packed)
 
+    def graph(self, how: Sequence[Any]) -> GraphCache:
+        """Of the network that computes with them. ``how``: what changes it, besides files and packing."""
+        blocks = sorted({block for block, _ in self._packed.vectors})  # the graph names them by number
+        key = sha256_of_bytes(json.dumps([self.path.name, blocks, *how]).encode())
+        return GraphCache(self.path.with_name(f"{self._model}{key[:24]}{_GRAPH}"))
+
     def load(self) -> bool:
         """Maps the file, if there is one that fits; a line of the log says why one does not."""
         try:
@@ -195,9 +202,10 @@ class PackedCache:
                 path.unlink()
 
     def _remove_oldest(self) -> None:
-        found = [(path.stat().st_mtime, path) for path in self._others(_PACKED)]
-        for _, path in sorted(found, reverse=True)[_KEPT - 1 :]:
-            path.unlink(missing_ok=True)
+        for suffix in (_PACKED, _GRAPH):
+            found = [(path.stat().st_mtime, path) for path in self._others(suffix)]
+            for _, path in sorted(found, reverse=True)[_KEPT - (suffix == _PACKED) :]:
+                path.unlink(missing_ok=True)
 
     def _others(self, suffix: str) -> Iterator[Path]:
         for path in self._folder.iterdir():

@@ -6,6 +6,7 @@ network is compiled once, for ``max_rows`` rows: its operators compute only the 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import importlib.util
@@ -26,6 +27,7 @@ from contract.faults import Fault, FaultKind
 from contract.serving import read_config
 from daemon.backends.ms.adapters import AdapterLoader
 from daemon.backends.ms.checkpoint import Checkpoint
+from daemon.backends.ms.graph_cache import code_digest
 from daemon.backends.ms.kernels import (
     CACHE_FORMATS,
     FORMATS,
@@ -150,7 +152,7 @@ class ModelRunner:
         cached = cache is not None and cache.load()
         if cached:
             self.mapped_bytes = self.weight_bytes
-            self._compile()
+            self._compile(cache)
         else:
 
             def report(done: int, total: int) -> None:
@@ -158,7 +160,7 @@ class ModelRunner:
 
             with ThreadPoolExecutor(1, "load") as pool:
                 reading = pool.submit(loader.load, self._kernels.threads, report)
-                self._compile()
+                self._compile(cache)
                 reading.result()
             loader.check_finite(allow=options.allow_nonfinite)
         progress(_READ_SHARE, "first step")
@@ -255,9 +257,14 @@ class ModelRunner:
             message = f"MindSpore could not run the graph: {_first_line(error)}"
             raise Fault(FaultKind.INTERNAL, message) from error
 
-    def _compile(self) -> None:
+    def _compile(self, cache: PackedCache | None) -> None:
+        import mindspore
+
+        how = [mindspore.__version__, self.max_rows, str(self._kernels.path), code_digest()]
+        kept = contextlib.nullcontext() if cache is None else cache.graph(how).used()
         try:
-            self._network.compile(*self._inputs(0))
+            with kept:
+                self._network.compile(*self._inputs(0))
         except Exception as error:
             message = f"the network cannot be compiled: {_first_line(error)}"
             raise Fault(FaultKind.INVALID_MODEL, message) from error

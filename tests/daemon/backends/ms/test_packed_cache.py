@@ -95,17 +95,17 @@ def append(name: str, text: str) -> Callable[[Path], None]:
 )
 def test_another_model_is_another_key(model: Path, cache: Path, change: Callable[[Path], None]) -> None:
     run(model, cache)
-    before = set(cache.iterdir())
+    before = set(cache.glob("*.packed"))
     change(model)
     _, mapped = run(model, cache)
     assert not mapped
-    assert len(set(cache.iterdir()) - before) == 1
+    assert len(set(cache.glob("*.packed")) - before) == 1
 
 
 def test_another_type_is_another_key_and_two_files_are_kept(model: Path, cache: Path) -> None:
     for dtype in ("float32", "int8", "int4"):
         assert not run(model, cache, dtype)[1]
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(cache.glob("*.packed"))) == 2
     assert run(model, cache, "int8")[1]
     assert not run(model, cache, "float32")[1]
 
