@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <stdexcept>
 #include <vector>
 
@@ -13,14 +14,19 @@
 namespace mindport {
 namespace {
 
-void norm_rows(const float* x, int64_t rows, const std::vector<float>& weight, float eps, float* out) {
+// The norms of `rows`, one after the other.
+void norm_rows(const float* x, const Rows& rows, const std::vector<float>& weight, float eps, float* out) {
   const auto width = static_cast<int64_t>(weight.size());
   const KernelTable& table = kernels();
-  ThreadPool::instance().each(rows, 4, [&](int64_t first, int64_t last, int) {
+  ThreadPool::instance().each(rows.count(), 4, [&](int64_t first, int64_t last, int) {
     for (int64_t r = first; r < last; ++r)
-      table.rms_norm(x + r * width, weight.data(), eps, width, out + r * width);
+      table.rms_norm(x + rows.place(r) * width, weight.data(), eps, width, out + r * width);
   });
 }
+
+// Rows that a block's output needs. After the last attention, only those that want logits are ever read: in a long
+// prompt, one of them. The others are left as they are.
+Rows rows_of(const Block& block) { return block.last ? block.model->wanted_rows() : block.model->all_rows(); }
 
 void add_bias(const Region& region, const float* bias, int64_t columns, float* c, int64_t c_row) {
   const int64_t first = region.panel0 * kLanes, n = std::min(columns, region.panel1 * kLanes) - first;
@@ -30,10 +36,10 @@ void add_bias(const Region& region, const float* bias, int64_t columns, float* c
 
 constexpr int64_t kItself = -1;  // in place of an expert: the block's own weights
 
-// Rows of the step that use adapters. Experts have none: their rows are not the step's.
+// Rows that use adapters. Experts have none: their rows are not the step's.
 const std::vector<AdapterRun>& adapted_rows(const Block& block, int64_t expert) {
   static const std::vector<AdapterRun> none;
-  return expert == kItself ? block.model->adapted : none;
+  return expert == kItself ? rows_of(block).adapted : none;
 }
 
 // silu(gate) * up of rows [rows][hidden]: [rows][inner].
@@ -81,11 +87,13 @@ void project(Block& block, int64_t expert, const float* a, int64_t rows, const T
   });
 }
 
-// out = x + scale * (a W^T + bias), all [rows, hidden].
+// out = x + scale * (a W^T + bias), `a` having the block's rows one after the other.
 void project_residual(Block& block, const float* a, const float* x, float* out) {
   const int64_t hidden = block.shape.hidden;
-  project(block, kItself, a, block.model->step.rows, [&](int64_t row, int64_t first, int64_t n, const float* delta) {
-    kernels().residual(x + row * hidden + first, delta, block.shape.scale, n, out + row * hidden + first);
+  const Rows rows = rows_of(block);
+  project(block, kItself, a, rows.count(), [&](int64_t row, int64_t first, int64_t n, const float* delta) {
+    const int64_t at = rows.place(row) * hidden + first;
+    kernels().residual(x + at, delta, block.shape.scale, n, out + at);
   });
 }
 
@@ -173,24 +181,22 @@ const float* Block::optional_vector(int slot, int64_t size) const {
   return v.empty() ? nullptr : v.data();
 }
 
-void find_adapters(Model& model) {
-  const auto append = [](std::vector<AdapterRun>& runs, int64_t first, int64_t last, const Adapter* adapter) {
-    if (first == last) return;
-    if (!runs.empty() && runs.back().last == first && runs.back().adapter == adapter) runs.back().last = last;
-    else runs.push_back({first, last, adapter});
-  };
-  model.adapted.clear();
-  model.adapted_logits.clear();
-  int64_t logit_row = 0;
-  for (const Segment& s : model.step.segments) {
-    const int64_t logits = s.count - s.logits_from;
-    if (s.adapter != 0) {
-      const Adapter* adapter = &Registry::instance().adapter(s.adapter);
-      append(model.adapted, s.row, s.row + s.count, adapter);
-      append(model.adapted_logits, logit_row, logit_row + logits, adapter);
-    }
-    logit_row += logits;
+static std::vector<AdapterRun> adapters_of(const Step& step) {
+  std::vector<AdapterRun> runs;
+  for (const Segment& s : step.segments) {
+    if (s.adapter == 0) continue;
+    const Adapter* adapter = &Registry::instance().adapter(s.adapter);
+    if (!runs.empty() && runs.back().last == s.row && runs.back().adapter == adapter) runs.back().last += s.count;
+    else runs.push_back({s.row, s.row + s.count, adapter});
   }
+  return runs;
+}
+
+void begin(Model& model) {
+  model.wanted = model.step.wanted();
+  model.adapted = adapters_of(model.step);
+  model.adapted_wanted = adapters_of(model.wanted);
+  model.since_attention.clear();
 }
 
 void embed(Block& block, const int32_t* tokens, float* out) {
@@ -208,6 +214,16 @@ void embed(Block& block, const int32_t* tokens, float* out) {
   });
 }
 
+// Queries [kv head][row of the step][..] become those of `rows`.
+static void gather_queries(const Step& step, const Rows& rows, const HeadShape& heads, float* queries) {
+  if (rows.count() == step.rows) return;
+  const int64_t width = heads.group() * heads.head_dim;
+  for (int64_t kv = 0; kv < heads.kv_heads; ++kv)
+    for (int64_t r = 0; r < rows.count(); ++r)
+      std::memmove(queries + (kv * rows.count() + r) * width, queries + (kv * step.rows + rows.place(r)) * width,
+                   static_cast<size_t>(width) * sizeof(float));
+}
+
 void attention_block(Block& block, const float* x, float* out) {
   Model& model = *block.model;
   Step& step = model.step;
@@ -221,7 +237,7 @@ void attention_block(Block& block, const float* x, float* out) {
   float* projected = model.scratch.wide.at_least(static_cast<size_t>(step.rows * stride));
   float* queries = model.scratch.queries.at_least(static_cast<size_t>(step.rows * inner));
   float* attended = model.scratch.attended.at_least(static_cast<size_t>(step.rows * inner));
-  norm_rows(x, step.rows, block.vector(norm_vector, shape.hidden), shape.eps, norm);
+  norm_rows(x, model.all_rows(), block.vector(norm_vector, shape.hidden), shape.eps, norm);
   const Correction correction(model.adapted, weights, norm, shape.hidden, model.scratch.reduced);
   matmul(weights, norm, shape.hidden, step.rows, projected, stride, [&](const Region& region) {
     correction.add(region, projected, stride);
@@ -233,25 +249,31 @@ void attention_block(Block& block, const float* x, float* out) {
                            block.vector_or_empty(rotary_factors, half)};
   const Attention attention(heads, extras);
   attention.scatter(step, projected, stride, queries, *block.cache);
-  attention.attend(step, queries, *block.cache, attended);
+  const Rows rows = rows_of(block);
+  gather_queries(step, rows, heads, queries);
+  attention.attend(rows.step, queries, *block.cache, attended);
   project_residual(block, attended, x, out);
+  for (Block* other : model.since_attention) other->followed = true;
+  model.since_attention.assign(1, &block);
 }
 
 void feed_forward(Block& block, const float* x, float* out) {
   Model& model = *block.model;
   const BlockShape& shape = block.shape;
-  const int64_t rows = model.step.rows;
-  float* norm = model.scratch.norm.at_least(static_cast<size_t>(rows * shape.hidden));
+  const Rows rows = rows_of(block);
+  float* norm = model.scratch.norm.at_least(static_cast<size_t>(rows.count() * shape.hidden));
   norm_rows(x, rows, block.vector(norm_vector, shape.hidden), shape.eps, norm);
-  project_residual(block, activate(block, kItself, norm, rows), x, out);
+  project_residual(block, activate(block, kItself, norm, rows.count()), x, out);
+  model.since_attention.push_back(&block);
 }
 
 void mixture(Block& block, const float* x, float* out) {
   Model& model = *block.model;
   const BlockShape& shape = block.shape;
-  const int64_t rows = model.step.rows, hidden = shape.hidden;
+  const Rows wanted = rows_of(block);
+  const int64_t rows = wanted.count(), hidden = shape.hidden;
   float* norm = model.scratch.norm.at_least(static_cast<size_t>(rows * hidden));
-  norm_rows(x, rows, block.vector(norm_vector, hidden), shape.eps, norm);
+  norm_rows(x, wanted, block.vector(norm_vector, hidden), shape.eps, norm);
   const auto chosen = route(block, norm, rows);
 
   // Expert by expert, so that each one's weights are read once; a row's branches are always added in that order.
@@ -275,8 +297,11 @@ void mixture(Block& block, const float* x, float* out) {
       kernels().residual(sum, delta, visit.share, n, sum);
     });
   }
-  for (int64_t r = 0; r < rows; ++r)
-    kernels().residual(x + r * hidden, mixed + r * hidden, shape.scale, hidden, out + r * hidden);
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t at = wanted.place(r) * hidden;
+    kernels().residual(x + at, mixed + r * hidden, shape.scale, hidden, out + at);
+  }
+  model.since_attention.push_back(&block);
 }
 
 // One over the length of each row of the table, computed once.
@@ -300,20 +325,20 @@ static const float* inverse_lengths(Block& block, const Matrix& table) {
 void head(Block& block, const float* x) {
   Model& model = *block.model;
   const BlockShape& shape = block.shape;
-  const auto& wanted = model.step.logit_rows;
-  const auto rows = static_cast<int64_t>(wanted.size());
+  // The graph is the same in every step: what no attention follows now, none ever does.
+  for (Block* other : model.since_attention) other->last = !other->followed;
+  const Rows wanted = model.wanted_rows();
+  const int64_t rows = wanted.count();
   const Matrix& weights = block.matrix(table_matrix, shape.inner, shape.hidden);
   const auto& norm_weight = block.vector(norm_vector, shape.hidden);
   const int64_t stride = model.logit_stride = weights.panels() * kLanes;
   float* logits = model.logits.at_least(static_cast<size_t>(model.limits.max_logit_rows * stride));
   if (rows == 0) return;
   float* norm = model.scratch.norm.at_least(static_cast<size_t>(rows * shape.hidden));
-  for (int64_t i = 0; i < rows; ++i)
-    kernels().rms_norm(x + wanted[static_cast<size_t>(i)] * shape.hidden, norm_weight.data(), shape.eps, shape.hidden,
-                       norm + i * shape.hidden);
+  norm_rows(x, wanted, norm_weight, shape.eps, norm);
   const float* lengths = shape.unit_rows ? inverse_lengths(block, weights) : nullptr;
   std::vector<std::atomic<bool>> broken(static_cast<size_t>(rows));
-  const Correction correction(model.adapted_logits, weights, norm, shape.hidden, model.scratch.reduced);
+  const Correction correction(wanted.adapted, weights, norm, shape.hidden, model.scratch.reduced);
   matmul(weights, norm, shape.hidden, rows, logits, stride, [&](const Region& region) {
     correction.add(region, logits, stride);
     const int64_t first = region.panel0 * kLanes, n = std::min(shape.inner, region.panel1 * kLanes) - first;

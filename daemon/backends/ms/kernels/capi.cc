@@ -228,7 +228,7 @@ MP_API int64_t mp_step(int64_t handle, int64_t segments, const int64_t* shape, c
     model.failure.clear();
     ++model.step.serial;
     model.step.set(segments, shape, rope, tables, model.limits);
-    find_adapters(model);
+    begin(model);
     return model.step.serial;
   });
 }

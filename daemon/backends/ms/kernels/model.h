@@ -57,6 +57,8 @@ struct Block {
   std::vector<std::shared_ptr<Matrix>> matrices;
   std::vector<std::vector<float>> vectors;
   std::unique_ptr<LayerCache> cache;
+  bool followed = false;  // by an attention of the same step, which may see any of its rows
+  bool last = false;      // never followed: only rows that want logits matter
 
   // Columns of the output projection.
   int64_t width() const { return shape.kind == BlockKind::attention ? shape.heads.heads * shape.heads.head_dim : shape.inner; }
@@ -66,20 +68,33 @@ struct Block {
   const float* optional_vector(int slot, int64_t size) const;                // or null
 };
 
+// What a block computes: the rows of a step, which may be some of those that its input and output have.
+struct Rows {
+  Step& step;
+  const std::vector<AdapterRun>& adapted;  // those that use adapters
+  const int64_t* places;                   // of each row in input and output; null: their own
+
+  int64_t count() const { return step.rows; }
+  int64_t place(int64_t row) const { return places == nullptr ? row : places[row]; }
+};
+
 class Model {
  public:
   Model(const Limits& limits, Format cache_format) : limits(limits), cache_format(cache_format) {}
 
   Limits limits;
   Format cache_format;    // of keys and values
-  Step step;
+  Step step, wanted;      // wanted: the rows of the step that want logits
   std::vector<Block*> blocks;
+  std::vector<Block*> since_attention;  // blocks computed in this step since its latest attention, and that one
   std::string failure;    // of the current step; its remaining operators then do nothing
   Memory logits;          // [max_logit_rows][padded vocabulary]
   int64_t logit_stride = 0;
 
-  // Which rows of the step, and which rows of logits, use adapters.
-  std::vector<AdapterRun> adapted, adapted_logits;
+  std::vector<AdapterRun> adapted, adapted_wanted;  // rows of either that use adapters
+
+  Rows all_rows() { return {step, adapted, nullptr}; }
+  Rows wanted_rows() { return {wanted, adapted_wanted, step.logit_rows.data()}; }
 
   struct Scratch {
     Memory norm, wide, queries, attended, delta, mixed, reduced;
@@ -92,8 +107,8 @@ void feed_forward(Block& block, const float* x, float* out);
 void head(Block& block, const float* x);
 void mixture(Block& block, const float* x, float* out);
 
-// Finds the adapters that the segments of the step name. Throws std::invalid_argument for one that does not exist.
-void find_adapters(Model& model);
+// Begins the step that model.step describes. Throws std::invalid_argument for an adapter that does not exist.
+void begin(Model& model);
 
 // Handles by which operators and callers name models, blocks, matrices and adapters.
 class Registry {

@@ -54,6 +54,23 @@ void Step::set(int64_t count, const int64_t* shape, const double* rope, const in
   }
 }
 
+Step Step::wanted() const {
+  Step part;
+  for (const Segment& s : segments) {
+    if (s.logits_from == s.count) continue;
+    Segment last = s;
+    last.row = part.rows;
+    last.start += s.logits_from;
+    last.count -= s.logits_from;
+    last.logits_from = 0;
+    part.rows += last.count;
+    part.segment_of_.resize(static_cast<size_t>(part.rows), static_cast<int32_t>(part.segments.size()));
+    part.segments.push_back(last);
+  }
+  for (int64_t row = 0; row < part.rows; ++row) part.logit_rows.push_back(row);
+  return part;
+}
+
 const Rotary& Step::rotary(int64_t half, const std::vector<float>& factors) {
   for (const Rotary& known : rotaries_)
     if (known.half == half && known.factors == factors) return known;

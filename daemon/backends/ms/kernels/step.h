@@ -43,6 +43,9 @@ class Step {
   // block tables one after the other. Throws std::invalid_argument naming the segment.
   void set(int64_t segments, const int64_t* shape, const double* rope, const int32_t* tables, const Limits& limits);
 
+  // The rows that want logits, as a step of their own. It points into this one.
+  Step wanted() const;
+
   int64_t serial = 0;
   int64_t rows = 0;
   std::vector<Segment> segments;
