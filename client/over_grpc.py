@@ -16,7 +16,14 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from client.address import Address
-from client.errors import ClientError, ConnectError, ConnectionLostError, ProtocolError, UnauthenticatedError
+from client.errors import (
+    ClientError,
+    ConnectError,
+    ConnectionLostError,
+    ProtocolError,
+    RequestError,
+    UnauthenticatedError,
+)
 from client.grpc_errors import error_of_status, fault_of_trailer
 from client.options import invalid
 from client.perplexity import Tokens
@@ -84,15 +91,35 @@ class GrpcTransport:
 
     async def models(self) -> list[ModelCard]:
         index = await self._ask(self._stub.RepositoryIndex, pb.RepositoryIndexRequest())
-        return [
-            ModelCard(
-                name=entry.name,
-                version=entry.version,
-                state=entry.state or UNAVAILABLE,
-                reason=entry.reason,
+        cards: list[ModelCard] = []
+        adapters: dict[str, ModelCard] = {}
+        for entry in index.models:
+            length, names = await self._facts(entry)
+            cards.append(
+                ModelCard(
+                    name=entry.name,
+                    version=entry.version,
+                    state=entry.state or UNAVAILABLE,
+                    reason=entry.reason,
+                    context_len=length,
+                )
             )
-            for entry in index.models
-        ]
+            for name in names:
+                adapters[name] = ModelCard(name=name, context_len=length, parent=entry.name)
+        return [*cards, *adapters.values()]
+
+    async def _facts(self, entry: Any) -> tuple[int | None, list[str]]:
+        """The context length and the adapters of a ready model, where its configuration names them."""
+        if entry.state != "READY":
+            return None, []
+        asked = pb.ModelConfigRequest(name=entry.name, version=entry.version)
+        try:
+            parameters = (await self._ask(self._stub.ModelConfig, asked)).config.parameters
+            length = parameters["context_len"].string_value if "context_len" in parameters else "0"
+            names = parameters["adapters"].string_value if "adapters" in parameters else "[]"
+            return int(length) or None, list(map(str, json.loads(names)))
+        except (RequestError, ValueError, TypeError):  # unloaded meanwhile, or another server's parameters
+            return None, []
 
     async def load(self, model: str) -> None:
         await self._ask(self._stub.RepositoryModelLoad, pb.RepositoryModelLoadRequest(model_name=model))

@@ -90,7 +90,7 @@ def print_models(models: list[dict[str, Any]], as_json: bool) -> None:
         click.echo("no models")
         return
     header = ("MODEL", "VERSION", "STATE", "BACKEND", "PID", "MEMORY", "RUNNING", "WAITING", "REASON")
-    rows = [header, *(_row(model) for model in models)]
+    rows = [header, *(row for model in models for row in (_row(model), *_adapter_rows(model)))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -113,6 +113,15 @@ def _row(model: dict[str, Any]) -> tuple[str, ...]:
         str(stats.get("waiting", "-")),
         str(model.get("reason", "")).split("\n", 1)[0],
     )
+
+
+def _adapter_rows(model: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The adapters that it serves, or will serve again, each as a model whose worker is another's."""
+    name, version, state, backend, pid, *_ = _row(model)
+    return [
+        (adapter, version, state, backend, pid, "-", "-", "-", f"an adapter of {name}")
+        for adapter in model.get("adapters", [])
+    ]
 
 
 def print_origins(settings: Settings, origins: dict[str, str], as_json: bool) -> None:

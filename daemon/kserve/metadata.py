@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,7 +97,8 @@ def model_config(status: ModelStatus) -> dict[str, Any]:
 def model_config_proto(status: ModelStatus) -> Any:
     """The ``ModelConfig`` message: ``config.pbtxt`` where the model has one, completed with what is known.
 
-    A backend that declares tensors of its own puts its configuration into ``details["model_config"]``.
+    A backend that declares tensors of its own puts its configuration into ``details["model_config"]``. What
+    Triton has no field for is among the parameters: the length of the context and the names of adapters.
     """
     declared = status.details.get("model_config")
     if isinstance(declared, Mapping):
@@ -110,6 +112,10 @@ def model_config_proto(status: ModelStatus) -> Any:
         config.backend = status.backend
     if not config.input and not config.output:
         _add_text_tensors(config)
+    if status.context_len:
+        config.parameters["context_len"].string_value = str(status.context_len)
+    if status.adapters:
+        config.parameters["adapters"].string_value = json.dumps(status.adapters, ensure_ascii=False)
     return config
 
 

@@ -197,6 +197,7 @@ def test_models(client: Client) -> None:
     assert set(cards) == {"echo", "slow", "failing", "crashing"}
     assert cards["echo"].ready
     assert cards["echo"].version == "1"
+    assert cards["echo"].context_len == 512
 
 
 def test_health(client: Client) -> None:

@@ -122,6 +122,9 @@ def test_an_adapter_is_loaded_asked_for_and_taken_away(adapted: Path, tmp_path: 
 
         listed = run("client", "models", "--http", daemon.http)
         assert f"an adapter of {MODEL}" in listed.out
+        assert run("client", "models", "--url", f"grpc://{daemon.grpc}").out == listed.out
+        rows = run("daemon", "ps", "--state-dir", str(daemon.state_dir)).out.splitlines()
+        assert [row.split()[0] for row in rows if f"an adapter of {MODEL}" in row] == ["pirate", "sailor"]
 
         worker = next(model["pid"] for model in daemon.models() if model["name"] == MODEL)
         os.kill(worker, signal.SIGKILL)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from contract.faults import Fault
@@ -30,6 +32,13 @@ def status(directory: Path | None = None, **more: object) -> ModelStatus:
         directory=folder,
         details=dict(more),
     )
+
+
+def test_what_triton_has_no_field_for_is_a_parameter() -> None:
+    served = msgspec.structs.replace(status(), context_len=512, adapters=["pirate", "水手"])
+    parameters = metadata.model_config(served)["parameters"]
+    assert parameters["context_len"] == {"string_value": "512"}
+    assert json.loads(parameters["adapters"]["string_value"]) == ["pirate", "水手"]
 
 
 def test_from_a_file(tmp_path: Path) -> None:
