@@ -22,6 +22,7 @@ from jinja2.parser import Parser
 
 from contract.faults import Fault, FaultKind
 from contract.generation import Message
+from daemon.service.roles import Roles
 
 _LONGEST_OUTPUT = 16 * 1024 * 1024
 _LONGEST_S = 5.0
@@ -51,6 +52,7 @@ class ChatTemplate:
         environment = _environment()
         try:
             self._template = environment.from_string(source)
+            self._roles = Roles(environment.parse(source))
         except jinja2.TemplateError as error:
             message = f"the chat template does not compile: {error}"
             raise Fault(FaultKind.INVALID_MODEL, message, "package the model again") from None
@@ -64,10 +66,10 @@ class ChatTemplate:
     async def render(self, messages: Sequence[Message], options: Mapping[str, Any]) -> tuple[str, str]:
         """The prompt, and the sentinel to remove from it ("" if none was needed).
 
-        Raises ``Fault`` INVALID_REQUEST when the template refuses these messages.
+        Raises ``Fault`` INVALID_REQUEST when the template lacks a role or refuses these messages.
         """
         try:
-            context, sentinel = self._prepared(_context(messages, options))
+            context, sentinel = self._prepared(_context(self._roles.settled(messages), options))
         except RecursionError:
             message = "the messages or template options are nested too deeply"
             raise Fault(FaultKind.INVALID_REQUEST, message, "send flatter JSON") from None

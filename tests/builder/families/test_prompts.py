@@ -263,7 +263,7 @@ async def test_chatglm2_s_rounds(packaged: Packaged) -> None:
     )
     with pytest.raises(Fault, match="roles are user and assistant"):
         await build_prompt(
-            GenerateRequest(request_id="r", dialect="openai", messages=[Message("tool", "x")]),
+            GenerateRequest(request_id="r", dialect="openai", messages=[Message("assistant", "x")]),
             packaged.model,
             ModelInfo(
                 vocab_size=1, context_len=99, max_sequences=1, kv_tokens=99, memory_bytes=0, dtype="float32"

@@ -114,6 +114,13 @@ async def test_refusals_name_the_reason(source: str, reason: str) -> None:
     assert caught.value.kind is FaultKind.INVALID_REQUEST
 
 
+async def test_a_role_that_the_template_lacks() -> None:
+    known = "{{ messages[0].content if messages[0].role == 'user' }}"
+    assert await template(known).render(user("hi"), {}) == ("hi", "")
+    with pytest.raises(Fault, match=r"messages\.0\.role: .* no role 'usr'"):
+        await template(known).render([Message(role="usr", content="hi")], {})
+
+
 async def test_deeply_nested_options() -> None:
     nested: list[Any] = []
     for _ in range(5000):
