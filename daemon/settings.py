@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from daemon.engine_options import DEFAULTS
+
 
 def _port(value: Any) -> Any:
     # YAML reads an unquoted off as false.
@@ -36,33 +38,40 @@ class MsOptions(BaseModel):
         None, gt=0, description="KV cache of each model in MiB; by default what memory allows"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"] = Field(
-        "auto", description="weights in memory; auto is as stored, int8 and int4 quantize while loading"
+        DEFAULTS.dtype,
+        description="weights in memory; auto is as stored, int8 and int4 quantize while loading",
     )
     kv_dtype: Literal["float32", "bfloat16", "float16", "int8"] = Field(
-        "float32",
+        DEFAULTS.kv_dtype,
         description="keys and values in memory; fewer bits hold more tokens and lose some accuracy",
     )
-    max_sequences: int = Field(32, gt=0, le=1024, description="sequences computed in one step at most")
-    max_rows: int = Field(512, ge=16, le=8192, description="tokens computed in one step at most")
+    max_sequences: int = Field(
+        DEFAULTS.max_sequences, gt=0, le=1024, description="sequences computed in one step at most"
+    )
+    max_rows: int = Field(
+        DEFAULTS.max_rows, ge=16, le=8192, description="tokens computed in one step at most"
+    )
     prefill_slowdown: float = Field(
-        1.4,
+        DEFAULTS.prefill_slowdown,
         gt=1,
         le=1000,
         description="times as long that a step may take when it reads prompts beside answers",
     )
     prompt_lookup: int = Field(
-        0,
+        DEFAULTS.prompt_lookup,
         ge=0,
         le=32,
         description="tokens guessed at a time from the text so far, with equal answers; 0 is off",
     )
-    allow_nonfinite: bool = Field(False, description="serve weights that are infinite or NaN")
+    allow_nonfinite: bool = Field(
+        DEFAULTS.allow_nonfinite, description="serve weights that are infinite or NaN"
+    )
     packed_cache: Path | None = Field(
         None,
         description="folder that keeps packed weights and the compiled graph for later loads; off by default",
     )
     device: Literal["cpu", "ascend"] = Field(
-        "cpu", description="what computes; ascend needs mindformers and CANN, and was never run"
+        DEFAULTS.device, description="what computes; ascend needs mindformers and CANN, and was never run"
     )
 
 

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -33,47 +33,12 @@ from daemon.backends.ms.memory import check_fit, plan_blocks, room_for_model
 from daemon.backends.ms.runner import ModelRunner, RunnerOptions
 from daemon.backends.ms.weights import estimate
 from daemon.backends.options import read_options
+from daemon.engine_options import EngineOptions
 
 _JOIN_S = 5.0
 _EXIT_BROKEN = 70
 
 _log = logging.getLogger(__name__)
-
-Positive = Annotated[int, msgspec.Meta(ge=1)]
-
-
-class MsOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Options of the backend, from the ``serving`` block or the daemon's settings."""
-
-    context_len: Positive | None = None
-    """Prompt and answer together; default and most: the model's ``limits.max_seq_len``."""
-    max_sequences: Positive = 16
-    """Sequences computed in one step."""
-    kv_cache_bytes: Positive | None = None
-    """Default: all sequences at full length, but at most a share of the memory that the weights leave."""
-    num_blocks: Positive | None = None
-    """KV cache in blocks; goes before ``kv_cache_bytes``."""
-    prefix_cache: bool = True
-    """Sequences with the same beginning share its keys and values."""
-    prefill_slowdown: Annotated[float, msgspec.Meta(gt=1.0)] = 1.4
-    """How many times as long a step may take that reads prompts beside running answers."""
-    prompt_lookup: Annotated[int, msgspec.Meta(ge=0, le=32)] = 0
-    """Tokens guessed at a time from what followed the same tokens before; 0 is off."""
-    max_rows: Positive = 512
-    """Tokens of one step."""
-    max_logit_rows: Positive = 64
-    dtype: str = "auto"
-    """Of the weights in memory: ``auto`` (as stored), a float type, or ``int8`` or ``int4``."""
-    kv_dtype: str = "float32"
-    """Of keys and values in memory: ``float32``, ``bfloat16``, ``float16`` or ``int8``."""
-    device: Literal["cpu", "ascend"] = "cpu"
-    """``ascend`` is by way of mindformers, and was never run."""
-    allow_nonfinite: bool = False
-    """Serve weights that are infinite or NaN."""
-    packed_cache: str | None = None
-    """Folder in which packed weights are kept; a model directory does not choose it."""
-    trust_model_code: bool = False
-    """Run a network file that is not on the list of known ones."""
 
 
 class LoadedRunner(Runner, Protocol):
@@ -109,7 +74,7 @@ class MsBackend:
 
     async def load(self, spec: ModelSpec, progress: Progress) -> ModelInfo:
         """Raises ``Fault``: untrusted code, too little memory, a broken model."""
-        options = read_options(MsOptions, spec.options, "ms")
+        options = read_options(EngineOptions, spec.options, "ms")
         self._loop = asyncio.get_running_loop()
         self._runner = runner = await asyncio.to_thread(self._start_runner, spec, options, progress)
         settings = EngineSettings(
@@ -167,7 +132,7 @@ class MsBackend:
         if runner is not None:
             runner.close()
 
-    def _start_runner(self, spec: ModelSpec, options: MsOptions, progress: Progress) -> LoadedRunner:
+    def _start_runner(self, spec: ModelSpec, options: EngineOptions, progress: Progress) -> LoadedRunner:
         if not options.trust_model_code:
             _check_network(spec.path)
         runner_options = RunnerOptions(
@@ -222,12 +187,12 @@ def _check_network(directory: Path) -> None:
         raise Fault(FaultKind.UNTRUSTED_CODE, message, hint)
 
 
-def _context_len(directory: Path, options: MsOptions) -> int:
+def _context_len(directory: Path, options: EngineOptions) -> int:
     limit = read_serving(directory).limits.max_seq_len
     return min(limit, options.context_len or limit)
 
 
-def _num_blocks(spec: ModelSpec, options: MsOptions) -> int:
+def _num_blocks(spec: ModelSpec, options: EngineOptions) -> int:
     """From the options, else from the memory there is. At least one sequence of full length fits."""
     need = estimate(spec.path, options.dtype, options.kv_dtype)
     room = room_for_model(spec.promised_bytes)

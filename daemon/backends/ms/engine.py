@@ -30,6 +30,7 @@ from daemon.backends.ms.scheduler import Chunk, Limits, Scheduler
 from daemon.backends.ms.segments import Segment
 from daemon.backends.ms.sequence import Sequence
 from daemon.backends.ms.shelf import AdapterShelf
+from daemon.engine_options import DEFAULTS
 
 MAX_FAILED_STEPS = 3
 """In a row; then the engine is taken for broken."""
@@ -60,10 +61,10 @@ class Runner(Protocol):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineSettings:
     context_len: int
-    max_sequences: int = 16
-    prefill_slowdown: float = 1.4
-    prefix_cache: bool = True
-    prompt_lookup: int = 0
+    max_sequences: int = DEFAULTS.max_sequences
+    prefill_slowdown: float = DEFAULTS.prefill_slowdown
+    prefix_cache: bool = DEFAULTS.prefix_cache
+    prompt_lookup: int = DEFAULTS.prompt_lookup
 
 
 class Engine:

@@ -41,6 +41,7 @@ from daemon.backends.ms.quantization import Formats, Use
 from daemon.backends.ms.segments import Segment
 from daemon.backends.ms.shape import DecoderShape
 from daemon.backends.ms.weights import WeightLoader
+from daemon.engine_options import DEFAULTS
 
 FloatArray = npt.NDArray[np.float32]
 Progress = Callable[[float, str], None]
@@ -55,19 +56,19 @@ class RunnerOptions:
 
     num_blocks: int
     """KV blocks to provide."""
-    max_rows: int = 512
+    max_rows: int = DEFAULTS.max_rows
     """Most tokens of a step, over all its segments."""
-    max_logit_rows: int = 64
+    max_logit_rows: int = DEFAULTS.max_logit_rows
     """Most rows of a step that want logits."""
     threads: int = 0
     """Threads of the kernels; 0: as many as the process may use processors."""
-    dtype: str = "auto"
+    dtype: str = DEFAULTS.dtype
     """Of the packed weights: ``auto`` (as stored), ``float32``, ``bfloat16`` or ``float16``; ``int8`` or
     ``int4`` round the linear layers of a float checkpoint. What is stored quantized stays so."""
-    kv_dtype: str = "float32"
+    kv_dtype: str = DEFAULTS.kv_dtype
     """Of cached keys and values: ``float32``, ``bfloat16`` or ``float16`` in half the memory, or ``int8`` in
     little more than a quarter."""
-    allow_nonfinite: bool = False
+    allow_nonfinite: bool = DEFAULTS.allow_nonfinite
     """Weights may be infinite or NaN."""
     block_size: int = PANEL_ROWS
     packed_cache: Path | None = None
