@@ -15,13 +15,15 @@ from benchmarks.load import EngineError, get
 from benchmarks.processes import free_port, memory_bytes
 from benchmarks.subject import OURS
 from benchmarks.synthetic import Shape
+from daemon.backends.ms.weights import estimate
 
 _BITS = {"float32": 32.0, "bfloat16": 16.0, "int8": 8.25, "int4": 4.5}
 """Integers have a 16-bit scale a group: of 64 weights, of 32."""
 _PACKAGE = {
     "float32": ["--link"],
     "bfloat16": ["--dtype", "bfloat16"],
-    # The embedding, which is the tied head too, is not quantized: it gets the dtype that publishers use.
+    # A package keeps the embedding, which is the tied head too, in the dtype that publishers use; the engine
+    # holds it in 8 bits.
     "int8": ["--quantize", "int8", "--dtype", "bfloat16"],
     "int4": ["--quantize", "int4", "--dtype", "bfloat16"],
 }
@@ -41,7 +43,16 @@ class Packaged(Engine):
         return repository_of(self.setting, self.setting.model.name, self.format)
 
     def weight_bytes(self) -> float:
-        return float(sum(path.stat().st_size for path in self.repository.glob("*/*/*.safetensors")))
+        """As the engine holds them: less than the files where it packs the head in fewer bits."""
+        return float(estimate(self.directory).weight_bytes)
+
+    @property
+    def directory(self) -> Path:
+        """Raises ``EngineError`` when the package is missing."""
+        found = next(self.repository.glob("*/1"), None)
+        if found is None:
+            raise EngineError(f"{self.repository} holds no package")
+        return found
 
     def prepare(self) -> None:
         self.detail = version_of(Path(sys.executable), "mindport")
@@ -124,10 +135,7 @@ class EngineAlone(Packaged, LineEngine):
             "max_sequences": self.setting.slots + 1,
             "kv_cache_bytes": self.kv_tokens * kv_bytes(self.setting.shape),
         }
-        directory = next(self.repository.glob("*/1"), None)
-        if directory is None:
-            raise EngineError(f"{self.repository} holds no package")
-        words = [str(directory), str(len(self._cpus)), json.dumps(options)]
+        words = [str(self.directory), str(len(self._cpus)), json.dumps(options)]
         return [sys.executable, "-m", "benchmarks.run_engine", *words]
 
 

@@ -219,6 +219,7 @@ def _make_backend(patience_s: float, spec: ModelSpec) -> WorkerBackend:
 def _ms_options(options: MsOptions, trust_model_code: bool) -> dict[str, Any]:
     values: dict[str, Any] = {
         "dtype": options.dtype,
+        "head_dtype": options.head_dtype,
         "kv_dtype": options.kv_dtype,
         "max_sequences": options.max_sequences,
         "max_rows": options.max_rows,

@@ -31,6 +31,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_logit_rows: Positive = 64
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"] = "auto"
     """Of the weights in memory: ``auto`` (as stored), a float type, or ``int8`` or ``int4``."""
+    head_dtype: Literal["auto", "stored", "int8"] = "auto"
+    """Of a head stored in floats: ``stored`` as they are, ``int8``, or ``auto``: int8 in quantized models."""
     kv_dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
     """Of keys and values in memory: ``float32``, ``bfloat16``, ``float16`` or ``int8``."""
     device: Literal["cpu", "ascend"] = "cpu"

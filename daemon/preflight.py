@@ -13,7 +13,7 @@ from daemon.backends.ms.weights import estimate
 from daemon.listeners import bind
 from daemon.repository.checks import check_directory
 from daemon.repository.disk import VersionOnDisk, scan
-from daemon.settings import Settings
+from daemon.settings import MsOptions, Settings
 from daemon.state import StateDirectory
 
 STATE_FREE_BYTES = 16 << 20
@@ -62,11 +62,11 @@ def _check_models(settings: Settings, report: Report) -> None:
     needs: dict[str, int] = {}
     for version in versions:
         if not wanted or version.name in wanted or f"{version.name}@{version.version}" in wanted:
-            needs[version.name] = _check_version(version, settings.ms.dtype, report)
+            needs[version.name] = _check_version(version, settings.ms, report)
     _check_memory(needs, report)
 
 
-def _check_version(version: VersionOnDisk, dtype: str, report: Report) -> int:
+def _check_version(version: VersionOnDisk, options: MsOptions, report: Report) -> int:
     """The memory of its weights."""
     where = f"{version.name}@{version.version}" if version.version else version.name
     if version.fault is not None:
@@ -74,7 +74,9 @@ def _check_version(version: VersionOnDisk, dtype: str, report: Report) -> int:
         return 0
     try:
         check_directory(version.directory, manifest_required=version.backend == "ms")
-        need = estimate(version.directory, dtype).weight_bytes if version.backend == "ms" else 0
+        need = 0
+        if version.backend == "ms":
+            need = estimate(version.directory, options.dtype, head_dtype=options.head_dtype).weight_bytes
     except Fault as fault:
         report.problems.append(Problem(where, fault.message, fault.hint))
         return 0

@@ -41,6 +41,10 @@ class MsOptions(BaseModel):
         DEFAULTS.dtype,
         description="weights in memory; auto is as stored, int8 and int4 quantize while loading",
     )
+    head_dtype: Literal["auto", "stored", "int8"] = Field(
+        DEFAULTS.head_dtype,
+        description="head stored in floats, and the embedding it shares; auto is int8 in quantized models",
+    )
     kv_dtype: Literal["float32", "bfloat16", "float16", "int8"] = Field(
         DEFAULTS.kv_dtype,
         description="keys and values in memory; fewer bits hold more tokens and lose some accuracy",

@@ -141,6 +141,7 @@ class MsBackend:
             max_logit_rows=options.max_logit_rows,
             threads=spec.threads,
             dtype=options.dtype,
+            head_dtype=options.head_dtype,
             kv_dtype=options.kv_dtype,
             allow_nonfinite=options.allow_nonfinite,
             packed_cache=Path(options.packed_cache) if options.packed_cache else None,
@@ -194,7 +195,7 @@ def _context_len(directory: Path, options: EngineOptions) -> int:
 
 def _num_blocks(spec: ModelSpec, options: EngineOptions) -> int:
     """From the options, else from the memory there is. At least one sequence of full length fits."""
-    need = estimate(spec.path, options.dtype, options.kv_dtype)
+    need = estimate(spec.path, options.dtype, options.kv_dtype, options.head_dtype)
     room = room_for_model(spec.promised_bytes)
     size = RunnerOptions(num_blocks=1).block_size
     least = -(-_context_len(spec.path, options) // size)

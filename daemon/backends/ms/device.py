@@ -47,7 +47,7 @@ class Device:
 
     def new_exact_matrix(self, rows: int, cols: int, name: str) -> int:
         """A matrix that stays float32 whatever the model's format, unless it is stored quantized."""
-        dtype = self.formats.of([name], "table")
+        dtype = self.formats.of([name], "exact")
         if isinstance(dtype, k.Whole):
             return self._keep(self.library.new_whole_matrix(rows, cols, dtype))
         return self._keep(self.library.new_matrix(rows, cols))

@@ -56,9 +56,8 @@ class LMHead(Block):
     """Final norm and logits, times ``logit_scale``, of the rows the step asks for.
 
     ``table`` names the head's tensor, or is the ``Embedding`` whose table it shares; with ``unit_rows`` each
-    of its rows counts as divided by its length. A shared table is held twice when it is to be multiplied in
-    fewer bits than it is stored in. The logits stay in the library, where the runner reads them; the node's
-    output is how many rows there are. Logits that are not finite make their row's first one NaN.
+    of its rows counts as divided by its length. The logits stay in the library, where the runner reads them;
+    the node's output is how many rows there are. Logits that are not finite make their row's first one NaN.
     """
 
     def __init__(
@@ -76,14 +75,13 @@ class LMHead(Block):
         super().__init__(device, "MindPortHead", block, ((1,), mindspore.int32))
         slots = {"norm": vector_slot(block, k.NORM, shape.hidden)}
         device.plan.add(Tensor(norm, ("norm",)), slots)
-        if isinstance(table, Embedding) and not device.formats.splits_shared_head:
+        if isinstance(table, Embedding):
             device.library.set_matrix(block, k.IN_MATRIX, table.matrix)
             return
-        name = table.table if isinstance(table, Embedding) else table
-        matrix = device.new_matrix(shape.vocab, shape.hidden, [name], use="head")
-        if unit_rows or isinstance(table, Embedding):
-            device.protect(matrix)  # its lengths, or the embedding, would have to change with it
+        matrix = device.new_matrix(shape.vocab, shape.hidden, [table], use="head")
+        if unit_rows:
+            device.protect(matrix)  # its lengths would have to change with it
         device.library.set_matrix(block, k.IN_MATRIX, matrix)
         device.plan.add(
-            Tensor(name, ("table",)), {"table": Slot(shape.vocab, matrix=matrix, cols=shape.hidden)}
+            Tensor(table, ("table",)), {"table": Slot(shape.vocab, matrix=matrix, cols=shape.hidden)}
         )

@@ -20,8 +20,10 @@ PACKED, SCALE, SHAPE = "_packed", "_scale", "_shape"
 """Endings of the three tensors that stand for one."""
 GROUPS = (32, 64, 128)
 """Columns of a row that may share a scale."""
-Use = Literal["linear", "table", "head"]
-"""What a matrix is for: a table of embeddings is looked up, never multiplied."""
+Use = Literal["linear", "table", "head", "exact"]
+"""What a matrix is for: a table of embeddings is looked up, never multiplied unless it is the head too."""
+HEAD_DTYPES = ("auto", "stored", "int8")
+"""Choices for a head that is stored in floats."""
 _ROUNDED = {"int8": Whole("int8", 64, "bfloat16"), "int4": Whole("int4", 32, "bfloat16")}
 _REMEDY = (
     "quantize the model again with symmetric integers of 4 or 8 bits in groups of 32, 64 or 128, without "
@@ -123,9 +125,15 @@ class Formats:
     """Of matrices that are not quantized."""
     rounded: str | None = None
     """``int8`` or ``int4``: what the linear layers of a float checkpoint are rounded to."""
+    rounds_head: bool = False
+    """A head that is stored in floats becomes int8, also of a model of 4 bits: it would lose most of all."""
+    shares_table: bool = False
+    """The table of embeddings is the head too."""
 
     @classmethod
-    def of_model(cls, checkpoint: Checkpoint, config: Mapping[str, Any], dtype: str) -> Formats:
+    def of_model(
+        cls, checkpoint: Checkpoint, config: Mapping[str, Any], dtype: str, head_dtype: str = "auto"
+    ) -> Formats:
         """``dtype``: ``auto``, a float format, or ``int8`` or ``int4``. Raises ``Fault``."""
         scheme = Scheme.from_config(config)
         packed = next((name for name in checkpoint.tensors if name.endswith(PACKED)), None)
@@ -135,12 +143,15 @@ class Formats:
             )
             raise Fault(FaultKind.INVALID_MODEL, message, "package the model again")
         floats = dtype if dtype in FORMATS else checkpoint.main_dtype
-        if dtype not in WHOLE_FORMATS or (scheme is not None and dtype == f"int{scheme.bits}"):
-            return cls(checkpoint, scheme, floats)
-        if scheme is not None:
-            message = f"the model has weights of {scheme.bits} bits, which cannot become {dtype}"
-            raise Fault(FaultKind.INVALID_CONFIG, message, "leave the option dtype at auto")
-        return cls(checkpoint, scheme, floats, dtype)
+        rounded = dtype if dtype in WHOLE_FORMATS else None
+        if scheme is not None and rounded is not None:
+            if dtype != f"int{scheme.bits}":
+                message = f"the model has weights of {scheme.bits} bits, which cannot become {dtype}"
+                raise Fault(FaultKind.INVALID_CONFIG, message, "leave the option dtype at auto")
+            rounded = None
+        is_quantized = scheme is not None or rounded is not None
+        rounds_head = head_dtype == "int8" or (head_dtype == "auto" and is_quantized)
+        return cls(checkpoint, scheme, floats, rounded, rounds_head, bool(config.get("tie_word_embeddings")))
 
     def of(self, names: Sequence[str], use: Use = "linear") -> str | Whole:
         """The format of the matrix made of these tensors. Raises ``Fault`` when they do not go together."""
@@ -155,16 +166,10 @@ class Formats:
             return Whole(f"int{self.scheme.bits}", self.scheme.group, scales)
         return self._rounded(use) or self.floats
 
-    @property
-    def splits_shared_head(self) -> bool:
-        """Whether a head that shares the embedding's table is to have a matrix of its own."""
-        return self.rounded is not None
-
     def _rounded(self, use: Use) -> Whole | None:
-        """At 4 bits the head would lose most of all matrices; it gets 8."""
-        if self.rounded is None or use == "table":
-            return None
-        return _ROUNDED["int8" if use == "head" else self.rounded]
+        if use == "head" or (use == "table" and self.shares_table):
+            return _ROUNDED["int8"] if self.rounds_head else None
+        return _ROUNDED[self.rounded] if self.rounded is not None and use == "linear" else None
 
     def bytes_of(self, name: str, tensor: StoredTensor, use: Use) -> int:
         """Memory of a stored tensor once it is packed, to a few percent."""

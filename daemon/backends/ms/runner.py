@@ -37,7 +37,7 @@ from daemon.backends.ms.kernels import (
     Kernels,
 )
 from daemon.backends.ms.packed_cache import PackedCache, PackedWeights
-from daemon.backends.ms.quantization import Formats, Use
+from daemon.backends.ms.quantization import HEAD_DTYPES, Formats, Use
 from daemon.backends.ms.segments import Segment
 from daemon.backends.ms.shape import DecoderShape
 from daemon.backends.ms.weights import WeightLoader
@@ -65,6 +65,8 @@ class RunnerOptions:
     dtype: str = DEFAULTS.dtype
     """Of the packed weights: ``auto`` (as stored), ``float32``, ``bfloat16`` or ``float16``; ``int8`` or
     ``int4`` round the linear layers of a float checkpoint. What is stored quantized stays so."""
+    head_dtype: str = DEFAULTS.head_dtype
+    """Of a head stored in floats: ``stored`` as they are, ``int8``, or ``auto``: int8 in quantized models."""
     kv_dtype: str = DEFAULTS.kv_dtype
     """Of cached keys and values: ``float32``, ``bfloat16`` or ``float16`` in half the memory, or ``int8`` in
     little more than a quarter."""
@@ -127,7 +129,7 @@ class ModelRunner:
         from daemon.backends.ms.layers import Device
 
         (shape, options), (kernels, checkpoint) = wanted, sources
-        formats = Formats.of_model(checkpoint, config, options.dtype)
+        formats = Formats.of_model(checkpoint, config, options.dtype, options.head_dtype)
         limits = (options.max_rows, options.max_logit_rows, options.num_blocks)
         model = kernels.new_model(*limits, kv_dtype=options.kv_dtype)
         device = Device(kernels, model, options.max_rows, formats)
@@ -292,6 +294,9 @@ def _check_options(options: RunnerOptions) -> None:
     known = ("auto", *FORMATS, *WHOLE_FORMATS)
     if options.dtype not in known:
         message = f"dtype {options.dtype!r} is not one of {', '.join(known)}"
+        raise Fault(FaultKind.INVALID_CONFIG, message)
+    if options.head_dtype not in HEAD_DTYPES:
+        message = f"head_dtype {options.head_dtype!r} is not one of {', '.join(HEAD_DTYPES)}"
         raise Fault(FaultKind.INVALID_CONFIG, message)
     if options.kv_dtype not in CACHE_FORMATS:
         message = f"kv_dtype {options.kv_dtype!r} is not one of {', '.join(CACHE_FORMATS)}"

@@ -345,21 +345,19 @@ class MemoryNeed:
     kv_bytes_per_block: int
 
 
-def estimate(model_dir: Path, dtype: str = "auto", kv_dtype: str = "float32") -> MemoryNeed:
+def estimate(
+    model_dir: Path, dtype: str = "auto", kv_dtype: str = "float32", head_dtype: str = "auto"
+) -> MemoryNeed:
     """The memory a model needs, from the headers of its files alone. Raises ``Fault``."""
     config = read_config(model_dir)
     shape = DecoderShape.from_config(config)
     checkpoint = Checkpoint(model_dir)
-    formats = Formats.of_model(checkpoint, config, dtype)
-    # Of two matrices as long as the vocabulary one is the embedding; a single one may be the head too.
+    formats = Formats.of_model(checkpoint, config, dtype, head_dtype)
+    # Of two matrices as long as the vocabulary one is the embedding and one the head.
     uses: list[Use] = ["table", "head"]
-    weights = as_head = 0
+    weights = 0
     for name, tensor in checkpoint.tensors.items():
-        is_long = len(tensor.shape) > 1 and tensor.shape[0] == shape.vocab
-        use = uses.pop(0) if is_long and uses else "linear"
+        is_matrix = len(tensor.shape) > 1 and tensor.is_float and not name.endswith(SCALE)
+        use = uses.pop(0) if is_matrix and tensor.shape[0] == shape.vocab and uses else "linear"
         weights += formats.bytes_of(name, tensor, use)
-        if use == "table":
-            as_head = formats.bytes_of(name, tensor, "head")
-    if uses == ["head"] and formats.splits_shared_head:
-        weights += as_head
     return MemoryNeed(weights, shape.kv_bytes_per_block(kv_dtype))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ NAMES = [
     "fm9g",
 ]
 OPTIONS = RunnerOptions(num_blocks=32, max_rows=192, max_logit_rows=192, threads=2)
+IDS = list(range(7, 37))
 
 
 def modules_of(case: Case) -> list[str]:
@@ -100,6 +102,23 @@ def test_unmerged_equals_merged(tmp_path: Path, name: str) -> None:
     assert taken > 0
     assert np.abs(got - expected).max() <= 1e-4 * np.abs(expected).max()
     assert np.abs(plain - expected).max() > 0.05 * np.abs(expected).max(), "the adapter changes nothing"
+
+
+def test_a_head_in_eight_bits_may_be_changed(tmp_path: Path) -> None:
+    case = CASES["llama3"]
+    names = [f"base_model.model.lm_head.lora_{part}.weight" for part in "AB"]
+    tensors = random_adapter(case, seed=3)
+    folder = write_adapter(tmp_path / "adapter", {name: tensors[name] for name in names})
+    write_model(tmp_path, case)
+    added = []
+    for head_dtype in ("stored", "int8"):
+        options = replace(OPTIONS, head_dtype=head_dtype)
+        runner = ModelRunner.load(tmp_path, options=options, progress=lambda fraction, what: None)
+        adapter, _ = runner.load_adapter(folder)
+        plain = runner.execute([segment(runner, IDS, 0)]).copy()
+        added.append(runner.execute([segment(runner, IDS, 4, adapter)]) - plain)
+        runner.close()
+    assert np.abs(added[1] - added[0]).max() <= 1e-4 * np.abs(added[0]).max()
 
 
 @pytest.fixture(scope="module")

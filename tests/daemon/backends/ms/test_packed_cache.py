@@ -40,7 +40,12 @@ def cache(tmp_path: Path) -> Path:
 
 
 def run(
-    model: Path, cache: Path | None, dtype: str = "auto", *, not_finite: bool = False
+    model: Path,
+    cache: Path | None,
+    dtype: str = "auto",
+    *,
+    head_dtype: str = "auto",
+    not_finite: bool = False,
 ) -> tuple[FloatArray, bool]:
     """Logits, and whether the weights were mapped."""
     options = RunnerOptions(
@@ -49,6 +54,7 @@ def run(
         max_logit_rows=32,
         threads=2,
         dtype=dtype,
+        head_dtype=head_dtype,
         packed_cache=cache,
         allow_nonfinite=not_finite,
     )
@@ -107,6 +113,7 @@ def test_another_type_is_another_key_and_two_files_are_kept(model: Path, cache: 
         assert not run(model, cache, dtype)[1]
     assert len(list(cache.glob("*.packed"))) == 2
     assert run(model, cache, "int8")[1]
+    assert not run(model, cache, "int8", head_dtype="stored")[1]
     assert not run(model, cache, "float32")[1]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from tests.daemon.backends.ms.quantized import (
     write_tensors,
 )
 from tests.daemon.backends.ms.tiny_llama import QWEN2
-from tests.daemon.backends.ms.tiny_telechat2 import CONFIG, random_weights, write_model
+from tests.daemon.backends.ms.tiny_telechat2 import CONFIG, Weights, random_weights, write_model
 from tests.reference.telechat2_numpy import forward
 
 pytestmark = pytest.mark.filterwarnings("ignore:::mindspore")
@@ -43,9 +44,11 @@ def silent(fraction: float, what: str) -> None:
     """Progress nobody watches."""
 
 
-def load(folder: Path, dtype: str = "auto", threads: int = 2) -> ModelRunner:
-    options = RunnerOptions(num_blocks=64, max_rows=256, max_logit_rows=256, threads=threads, dtype=dtype)
-    return ModelRunner.load(folder, options=options, progress=silent)
+OPTIONS = RunnerOptions(num_blocks=64, max_rows=256, max_logit_rows=256, threads=2)
+
+
+def load(folder: Path, dtype: str = "auto", **options: Any) -> ModelRunner:
+    return ModelRunner.load(folder, options=replace(OPTIONS, dtype=dtype, **options), progress=silent)
 
 
 def segment(ids: list[int], first: int = 0, last: int | None = None, block: int = 0) -> Segment:
@@ -53,8 +56,8 @@ def segment(ids: list[int], first: int = 0, last: int | None = None, block: int 
     return Segment(ids[first:last], first, table, 0, 10000.0, 1.0)
 
 
-def logits_of(folder: Path, dtype: str = "auto", threads: int = 2, ids: list[int] = IDS) -> FloatArray:
-    runner = load(folder, dtype, threads)
+def logits_of(folder: Path, dtype: str = "auto", ids: list[int] = IDS, **options: Any) -> FloatArray:
+    runner = load(folder, dtype, **options)
     got = runner.execute([segment(ids)]).copy()
     runner.close()
     return got
@@ -93,29 +96,74 @@ def test_a_float_checkpoint_is_rounded_when_loaded(tmp_path: Path, dtype: str, e
     assert np.sqrt(np.mean(difference**2)) <= error * np.std(expected)
 
 
+def in_eight_bits(matrix: FloatArray) -> FloatArray:
+    """What the kernels round a matrix of at most 64 columns to: a group a row, its scale in bfloat16."""
+    wide = np.abs(matrix).max(1, keepdims=True) / np.float32(127)
+    bits = wide.view(np.uint32)
+    step = ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+    rounded: FloatArray = np.clip(np.rint(matrix * (1 / step)), -128, 127).astype(np.float32) * step
+    return rounded
+
+
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
-def test_a_shared_head_is_rounded_as_one_of_its_own(tmp_path: Path, dtype: str) -> None:
+def test_a_shared_head_is_rounded_together_with_the_embedding(tmp_path: Path, dtype: str) -> None:
     config = {**QWEN2, "tie_word_embeddings": True}
     weights = tiny_llama.random_weights(config)
     tiny_llama.write_model(tmp_path / "shared", config, weights)
-    head = {"lm_head.weight": weights["model.embed_tokens.weight"]}
-    tiny_llama.write_model(tmp_path / "own", {**config, "tie_word_embeddings": False}, weights | head)
-    assert np.array_equal(logits_of(tmp_path / "shared", dtype), logits_of(tmp_path / "own", dtype))
-    assert estimate(tmp_path / "shared", dtype) == estimate(tmp_path / "own", dtype)
+    table = in_eight_bits(weights["model.embed_tokens.weight"])
+    own = weights | {"model.embed_tokens.weight": table, "lm_head.weight": table}
+    tiny_llama.write_model(tmp_path / "own", {**config, "tie_word_embeddings": False}, own)
+    shared, apart = load(tmp_path / "shared", dtype), load(tmp_path / "own", dtype)
+    assert np.array_equal(shared.execute([segment(IDS)]), apart.execute([segment(IDS)]))
+    padded_rows = 14 * 16
+    assert apart.weight_bytes - shared.weight_bytes == 4 * padded_rows * table.shape[1]
+    needs = [estimate(tmp_path / name, dtype).weight_bytes for name in ("own", "shared")]
+    assert needs[0] - needs[1] == 4 * table.size
     as_stored, rounded = load(tmp_path / "shared"), load(tmp_path / "shared", "bfloat16")
     assert rounded.weight_bytes * 2 == as_stored.weight_bytes, "floats share the table"
 
 
-def test_a_head_that_is_not_quantized_stays_so(tmp_path: Path) -> None:
-    weights = random_weights()
-    tensors, exact = quantized_tensors(weights, 8, 32)
+def write_float_head(folder: Path, head: FloatArray) -> Weights:
+    """A model of 4 bits with this head, which stays in floats; the weights it stands for."""
+    tensors, exact = quantized_tensors(random_weights(), 4, 32)
     for ending in ("_packed", "_scale", "_shape"):
         del tensors[f"lm_head.weight{ending}"]
-    tensors["lm_head.weight"] = weights["lm_head.weight"]
-    write_model(tmp_path, quantization_config=config_of(8, 32))
-    write_tensors(tmp_path / "model.safetensors", tensors)
-    expected = forward({**exact, "lm_head.weight": weights["lm_head.weight"]}, dict(CONFIG), SHORT)
-    assert np.sqrt(np.mean((logits_of(tmp_path, ids=SHORT) - expected) ** 2)) <= 0.02 * np.std(expected)
+    tensors["lm_head.weight"] = exact["lm_head.weight"] = head
+    write_model(folder, quantization_config=config_of(4, 32))
+    write_tensors(folder / "model.safetensors", tensors)
+    return exact
+
+
+def test_a_head_in_floats_gets_eight_bits_in_a_quantized_model(tmp_path: Path) -> None:
+    exact = write_float_head(tmp_path, head := random_weights()["lm_head.weight"])
+    expected = forward(exact, dict(CONFIG), SHORT)
+    got, need = {}, {}
+    for dtype, error in (("stored", 0.02), ("auto", 0.025), ("int8", 0.025)):
+        runner = load(tmp_path, head_dtype=dtype)
+        got[dtype] = runner.execute([segment(SHORT)]).copy()
+        need[dtype] = estimate(tmp_path, head_dtype=dtype).weight_bytes
+        assert 0.6 * runner.weight_bytes <= need[dtype] <= 1.2 * runner.weight_bytes
+        runner.close()
+        assert np.sqrt(np.mean((got[dtype] - expected) ** 2)) <= error * np.std(expected)
+    assert np.array_equal(got["auto"], got["int8"])
+    scales = 2 * head.shape[0]
+    assert need["stored"] - need["auto"] == 3 * head.size - scales
+
+
+def test_a_model_of_floats_may_have_its_head_in_eight_bits(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    stored, rounded = logits_of(tmp_path), logits_of(tmp_path, head_dtype="int8")
+    assert 0 < np.sqrt(np.mean((rounded - stored) ** 2)) <= 0.015 * np.std(stored)
+    assert np.array_equal(logits_of(tmp_path, head_dtype="stored"), stored)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_head_that_is_rounded_must_be_finite(tmp_path: Path, value: float) -> None:
+    head = random_weights()["lm_head.weight"].copy()
+    head[3, 5] = value
+    write_float_head(tmp_path, head)
+    with pytest.raises(Fault, match=r"lm_head.weight in model.safetensors holds 1 infinite or NaN"):
+        load(tmp_path)
 
 
 NAME = "transformer.h.1.mlp.up_proj.weight"
