@@ -187,8 +187,7 @@ class ModelRunner:
             raise Fault(FaultKind.NOT_READY, "the model has been closed")
         rows, wanted = self._write_tokens(segments)
         try:
-            serial = self._begin(segments)
-            self._run(serial)
+            self._run(self._begin(segments))
         except KernelError as error:
             raise _fault_of(error) from None
         failure = self._kernels.failure(self._model)
@@ -251,7 +250,7 @@ class ModelRunner:
     def _inputs(self, serial: int) -> tuple[Any, Any]:
         import mindspore
 
-        return mindspore.Tensor(self._tokens), mindspore.Tensor(np.array([serial], np.int64))
+        return mindspore.Tensor.from_numpy(self._tokens), mindspore.Tensor(np.array([serial], np.int64))
 
     def _run(self, serial: int) -> None:
         try:
@@ -267,6 +266,7 @@ class ModelRunner:
         kept = contextlib.nullcontext() if cache is None else cache.graph(how).used()
         try:
             with kept:
+                self._network.phase = "increment"  # with this name, calls do not ask whether to compile again
                 self._network.compile(*self._inputs(0))
         except Exception as error:
             message = f"the network cannot be compiled: {_first_line(error)}"
