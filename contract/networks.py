@@ -30,6 +30,8 @@ KNOWN_NETWORKS: Mapping[str, KnownNetwork] = MappingProxyType(
         "4446142f981204bff90b944ff0da66b6c5675bfba0dbe4f2177a1fea03957911": KnownNetwork("llama.py", 1),
         "d7a99d6e4de02f36c1d78d06f9ba2e00aa2b82339747d2486ff49233d8f49f7f": KnownNetwork("decoder.py", 1),
         "e7b608e7e15916e9990b759b11d1e6a7b7ec46d94f73da26bed0ce7083163754": KnownNetwork("telechat2.py", 1),
+        "bf568f7640446f3bea7580222c6cfd07e9f6f351f012c5f2c6c87b3a95f29eda": KnownNetwork("decoder.py", 2),
+        "7fe836a096f3f8e17dcae5b8a40c33603b53a176f05d2d89c2fe34c01555d841": KnownNetwork("telechat2.py", 2),
         # generated: end
     }
 )

@@ -67,7 +67,7 @@ def test_config_and_serving_block(builder: Builder, workshop: Workshop) -> None:
     serving = read_serving(workshop.repository / "tiny" / "1")
     assert serving.backend == "ms"
     assert serving.network == "telechat2.py"
-    assert serving.layer_api == 1
+    assert serving.layer_api == 2
     assert serving.limits.max_seq_len == 64
     assert serving.limits.max_input_tokens == 63
     assert serving.dtype == "float16"

@@ -1,4 +1,4 @@
-"""What a network is built for, and the Cell that every block of the layer API is."""
+"""What a network is built for, and the Cell that every operator of the layer API is."""
 
 from __future__ import annotations
 
@@ -67,25 +67,34 @@ class Device:
         return sum(self.library.matrix_bytes(matrix) for matrix in self.matrices)
 
 
-class Block(nn.Cell):  # type: ignore[misc]  # MindSpore is untyped
-    """A fused operator over a block of the kernels."""
+class Operator(nn.Cell):  # type: ignore[misc]  # MindSpore is untyped
+    """A fused operator over blocks of the kernels, by their handles."""
 
     def __init__(
-        self, device: Device, operator: str, block: int, output: tuple[tuple[int, ...], Any]
+        self, device: Device, name: str, blocks: Sequence[int], output: tuple[tuple[int, ...], Any]
     ) -> None:
         super().__init__()
         shape, dtype = output
-        self.block = block
-        self.handle = mindspore.Tensor([block], mindspore.int64)
+        self.handles = mindspore.Tensor(blocks, mindspore.int64)
         self.operator = ops.Custom(
-            f"{device.library.path}:{operator}",
+            f"{device.library.path}:{name}",
             out_shape=lambda *_: shape,
             out_dtype=lambda *_: dtype,
             func_type="aot",
         )
 
     def construct(self, x: Any, step: Any) -> Any:
-        return self.operator(x, step, self.handle)
+        return self.operator(x, step, self.handles)
+
+
+class Block(Operator):
+    """One block and its operator."""
+
+    def __init__(
+        self, device: Device, operator: str, block: int, output: tuple[tuple[int, ...], Any]
+    ) -> None:
+        super().__init__(device, operator, [block], output)
+        self.block = block
 
 
 def names_of(tensors: Sequence[Tensor], *roles: str) -> list[str]:

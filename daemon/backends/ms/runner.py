@@ -9,15 +9,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import importlib.util
 import os
-import sys
-import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -36,6 +32,7 @@ from daemon.backends.ms.kernels import (
     KernelError,
     Kernels,
 )
+from daemon.backends.ms.network_file import build, first_line
 from daemon.backends.ms.packed_cache import PackedCache, PackedWeights
 from daemon.backends.ms.quantization import HEAD_DTYPES, Formats, Use
 from daemon.backends.ms.segments import Segment
@@ -98,6 +95,7 @@ class ModelRunner:
         self._model: int = device.model
         self._closed = False
         self._network: Any = None
+        self._executor: Any = None
         self._tokens = np.zeros(options.max_rows, np.int32)
 
     @classmethod
@@ -134,7 +132,7 @@ class ModelRunner:
         model = kernels.new_model(*limits, kv_dtype=options.kv_dtype)
         device = Device(kernels, model, options.max_rows, formats)
         try:
-            network = _network(model_dir, config, device)
+            network = build(model_dir, config, device)
             runner = cls(shape, options, kernels, device)
             runner._network = network
             loader = WeightLoader(kernels, checkpoint, device.plan, formats.scheme)
@@ -254,13 +252,15 @@ class ModelRunner:
 
     def _run(self, serial: int) -> None:
         try:
-            self._network(*self._inputs(serial)).asnumpy()
+            # Calling the Cell would look at every step whether it must be compiled again.
+            self._executor(self._network, *self._inputs(serial), phase=self._network.phase).asnumpy()
         except RuntimeError as error:
-            message = f"MindSpore could not run the graph: {_first_line(error)}"
+            message = f"MindSpore could not run the graph: {first_line(error)}"
             raise Fault(FaultKind.INTERNAL, message) from error
 
     def _compile(self, cache: PackedCache | None) -> None:
         import mindspore
+        from mindspore.common import api
 
         how = [mindspore.__version__, self.max_rows, str(self._kernels.path), code_digest()]
         kept = contextlib.nullcontext() if cache is None else cache.graph(how).used()
@@ -268,8 +268,9 @@ class ModelRunner:
             with kept:
                 self._network.phase = "increment"  # with this name, calls do not ask whether to compile again
                 self._network.compile(*self._inputs(0))
+                self._executor = api._cell_graph_executor
         except Exception as error:
-            message = f"the network cannot be compiled: {_first_line(error)}"
+            message = f"the network cannot be compiled: {first_line(error)}"
             raise Fault(FaultKind.INVALID_MODEL, message) from error
 
     def _warm_up(self, *, allow_nonfinite: bool) -> None:
@@ -280,11 +281,6 @@ class ModelRunner:
             message = "the weights give logits that are NaN or infinite"
             hint = "the checkpoint is damaged, or its values exceed the range of float32 when computed"
             raise Fault(FaultKind.INVALID_MODEL, message, hint)
-
-
-def _first_line(error: Exception) -> str:
-    """MindSpore frames its messages with rules of dashes and appends its own call stack."""
-    return next((line for line in str(error).splitlines() if line.strip(" -")), type(error).__name__)
 
 
 def _check_options(options: RunnerOptions) -> None:
@@ -313,7 +309,7 @@ def _set_up_mindspore() -> None:
     try:
         import mindspore
     except ImportError as error:
-        message = f"MindSpore cannot be imported: {_first_line(error)}"
+        message = f"MindSpore cannot be imported: {first_line(error)}"
         hint = "pip install 'mindport[ms]' gets it for x86-64; Arm needs the wheel from www.mindspore.cn"
         raise Fault(FaultKind.INVALID_CONFIG, message, hint) from error
     finally:
@@ -340,54 +336,6 @@ def _cache(
         "layer_api": LAYER_API_VERSION,
     }
     return PackedCache.of_model(options.packed_cache, model_dir, packed, how)
-
-
-def _network(model_dir: Path, config: dict[str, Any], device: Any) -> Any:
-    network_class = _network_class(model_dir, config)
-    try:
-        return network_class(config, device)
-    except (Fault, KernelError):
-        raise
-    except Exception as error:
-        message = f"the network of {model_dir} cannot be built: {_first_line(error)}"
-        raise Fault(FaultKind.INVALID_MODEL, message) from error
-
-
-def _network_class(model_dir: Path, config: dict[str, Any]) -> Any:
-    name = (config.get("serving") or {}).get("network")
-    if not isinstance(name, str) or Path(name).name != name:
-        message = f'{model_dir}/config.json, block "serving", must name the network file, and has {name!r}'
-        raise Fault(FaultKind.INVALID_MODEL, message)
-    module = _import_network(model_dir / name)
-    network = getattr(module, "Network", None)
-    if network is None:
-        raise Fault(FaultKind.INVALID_MODEL, f"{model_dir / name} has no class Network")
-    return network
-
-
-def _import_network(path: Path) -> ModuleType:
-    from daemon.backends.ms.layers import LAYER_API_VERSION
-
-    if not path.is_file():
-        raise Fault(FaultKind.INVALID_MODEL, f"the network file {path} does not exist")
-    unique = f"mindport_network_{uuid.uuid4().hex}"
-    spec = importlib.util.spec_from_file_location(unique, path)
-    if spec is None or spec.loader is None:
-        raise Fault(FaultKind.INVALID_MODEL, f"the network file {path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[unique] = module  # MindSpore's parser looks the module of a Cell up by name
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[unique]
-        message = f"the network file {path} cannot be loaded: {error}"
-        raise Fault(FaultKind.INVALID_MODEL, message) from error
-    wanted = getattr(module, "LAYER_API", None)
-    if wanted != LAYER_API_VERSION:
-        message = f"{path} is written for layer API {wanted}; this MindPort has {LAYER_API_VERSION}"
-        hint = "upgrade MindPort, or package the model again"
-        raise Fault(FaultKind.INVALID_MODEL, message, hint)
-    return module
 
 
 def _fault_of(error: KernelError) -> Fault:

@@ -35,6 +35,15 @@ int guarded(int count, void** params, int64_t** shapes, const Body& body) {
   return 0;
 }
 
+void compute(Block& block, const float* x, float* out) {
+  switch (block.shape.kind) {
+    case BlockKind::attention: return attention_block(block, x, out);
+    case BlockKind::feed_forward: return feed_forward(block, x, out);
+    case BlockKind::mixture: return mixture(block, x, out);
+    default: throw std::logic_error("a stack has blocks that keep the shape only");
+  }
+}
+
 }  // namespace
 }  // namespace mindport
 
@@ -51,3 +60,20 @@ MINDPORT_OPERATOR(MindPortFeedForward, feed_forward(block, static_cast<const flo
 MINDPORT_OPERATOR(MindPortMixture, mixture(block, static_cast<const float*>(in), static_cast<float*>(out)))
 MINDPORT_OPERATOR(MindPortHead, head(block, static_cast<const float*>(in));
                   *static_cast<int32_t*>(out) = static_cast<int32_t>(block.model->step.logit_rows.size()))
+
+// Blocks one after the other, whose handles are the third input; after the first they work in place.
+extern "C" __attribute__((visibility("default"))) int MindPortStack(int count, void** params, int*, int64_t** shapes,
+                                                                    const char**, void*, void*) {
+  using namespace mindport;
+  if (count != kCount) return 1;
+  void* inputs[] = {params[0], params[1], params[2], params[3]};
+  for (int64_t i = 0; i < shapes[2][0]; ++i) {
+    inputs[2] = static_cast<int64_t*>(params[2]) + i;
+    const int failed = guarded(count, inputs, shapes, [](Block& block, const void* in, void* out) {
+      compute(block, static_cast<const float*>(in), static_cast<float*>(out));
+    });
+    if (failed != 0) return failed;
+    inputs[0] = params[3];
+  }
+  return 0;
+}

@@ -16,17 +16,19 @@ from mindspore import nn
 from daemon.backends.ms.layers import (
     AttentionBlock,
     AttentionOptions,
+    Block,
     DecoderShape,
     Device,
     Embedding,
     FeedForward,
     LMHead,
     Rope,
+    Stack,
     Tensor,
     alibi_slopes,
 )
 
-LAYER_API = 1
+LAYER_API = 2
 """Version of the layer API this file was written for."""
 
 Matrices = Mapping[str, tuple[str, ...]]
@@ -141,7 +143,7 @@ class Network(nn.Cell):  # type: ignore[misc]  # MindSpore is untyped
         base = 10000.0 * float(config.get("rope_ratio") or 1)
         self.rope = Rope.from_config({"rope_theta": base, **config}, turned, shape.context)
         self.embedding = Embedding(device, shape, f"{layout.embedding}.weight", scale=scales.embedding)
-        blocks: list[nn.Cell] = []
+        blocks: list[Block] = []
         for layer in range(shape.layers):
             name = f"{layout.layer}.{layer}"
             before, between = (f"{name}.{norm}.weight" for norm in layout.norms)
@@ -157,7 +159,7 @@ class Network(nn.Cell):  # type: ignore[misc]  # MindSpore is untyped
             )
             blocks.append(AttentionBlock(device, shape, before, attention, options))
             blocks.append(FeedForward(device, shape, between, mlp, residual_scale=scales.residual))
-        self.blocks = nn.CellList(blocks)
+        self.blocks = Stack(device, shape, blocks)
         table = self.embedding if config.get("tie_word_embeddings") else f"{layout.head}.weight"
         unit_rows = layout.unit_rows and shape.vocab != BAICHUAN_1_VOCAB
         self.head = LMHead(
@@ -169,10 +171,7 @@ class Network(nn.Cell):  # type: ignore[misc]  # MindSpore is untyped
         return self.rope.at(prompt_len)
 
     def construct(self, tokens: Any, step: Any) -> Any:
-        x = self.embedding(tokens, step)
-        for block in self.blocks:
-            x = block(x, step)
-        return self.head(x, step)
+        return self.head(self.blocks(self.embedding(tokens, step), step), step)
 
 
 def tensors(prefix: str, names: Matrices, layout: Layout, config: Mapping[str, Any]) -> Iterator[Tensor]:

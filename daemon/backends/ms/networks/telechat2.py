@@ -14,6 +14,7 @@ from mindspore import nn
 
 from daemon.backends.ms.layers import (
     AttentionBlock,
+    Block,
     DecoderShape,
     Device,
     Embedding,
@@ -21,11 +22,12 @@ from daemon.backends.ms.layers import (
     LMHead,
     MoE,
     MoEOptions,
+    Stack,
     Tensor,
     dynamic_ntk,
 )
 
-LAYER_API = 1
+LAYER_API = 2
 """Version of the layer API this file was written for."""
 
 
@@ -39,14 +41,14 @@ class Network(nn.Cell):  # type: ignore[misc]  # MindSpore is untyped
         self.training_len = int(config.get("training_seqlen") or shape.context)
         self.base_len = int(config.get("base_seqlen") or self.training_len)
         self.embedding = Embedding(device, shape, "transformer.word_embeddings.weight")
-        blocks: list[nn.Cell] = []
+        blocks: list[Block] = []
         for layer in range(shape.layers):
             name = f"transformer.h.{layer}"
             feed_forward = (
                 _mixture(name, device, shape, config) if shape.experts else _dense(name, device, shape)
             )
             blocks += [_attention(name, device, shape), feed_forward]
-        self.blocks = nn.CellList(blocks)
+        self.blocks = Stack(device, shape, blocks)
         table = self.embedding if config.get("tie_word_embeddings") else "lm_head.weight"
         self.head = LMHead(device, shape, "transformer.ln_f.weight", table)
 
@@ -57,10 +59,7 @@ class Network(nn.Cell):  # type: ignore[misc]  # MindSpore is untyped
         )
 
     def construct(self, tokens: Any, step: Any) -> Any:
-        x = self.embedding(tokens, step)
-        for block in self.blocks:
-            x = block(x, step)
-        return self.head(x, step)
+        return self.head(self.blocks(self.embedding(tokens, step), step), step)
 
 
 def _attention(name: str, device: Device, shape: DecoderShape) -> AttentionBlock:

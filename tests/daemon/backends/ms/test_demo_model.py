@@ -54,7 +54,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Any:
         "format_version": 1,
         "backend": "ms",
         "network": "telechat2.py",
-        "layer_api": 1,
+        "layer_api": 2,
         "limits": {"max_seq_len": 1024, "max_input_tokens": 1023},
     }
     (directory / "config.json").write_text(json.dumps(config() | {"serving": serving}), "utf-8")

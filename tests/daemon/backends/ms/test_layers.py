@@ -164,6 +164,22 @@ def test_another_family_is_the_reference_s(runner: ModelRunner) -> None:
     assert close(got, reference(random_weights(), IDS))
 
 
+def test_a_stack_computes_what_its_blocks_do_one_by_one(tmp_path: Path, runner: ModelRunner) -> None:
+    calls = "x = self.attention(x, step)\n        x = self.feed_forward(x, step)"
+    made = "self.stack = Stack(device, shape, [self.attention, self.feed_forward])\n        self.head ="
+    network = NETWORK.replace(calls, "x = self.stack(x, step)").replace("self.head =", made)
+    network = network.replace("LAYER_API = 1", "LAYER_API = 2")
+    expected = runner.execute([Segment(IDS, 0, [3, 5], 0, *runner.rope_for(29))])
+    assert np.array_equal(logits(tmp_path, network, random_weights()), expected)
+
+
+def test_a_stack_keeps_the_shape(tmp_path: Path) -> None:
+    made = "self.stack = Stack(device, shape, [self.embedding])\n        self.head ="
+    network = NETWORK.replace("x = self.attention(x, step)", "x = self.stack(x, step)")
+    with pytest.raises(Fault, match="blocks that keep the shape only"):
+        load(tmp_path, network.replace("self.head =", made))
+
+
 def test_a_tied_head_shares_its_memory(runner: ModelRunner) -> None:
     table, projection, out, gate_up, down = 112 * 40, 96 * 40, 48 * 48, 2 * 64 * 40, 48 * 52
     assert runner.weight_bytes == 4 * (table + projection + out + gate_up + down)

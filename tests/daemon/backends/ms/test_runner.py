@@ -280,6 +280,8 @@ def test_options_that_cannot_be_met(tmp_path: Path, options: RunnerOptions, mess
     ("source", "message"),
     [
         ("LAYER_API = 999", "layer API 999"),
+        ("LAYER_API = 0", "layer API 0"),
+        ("LAYER_API = '1'", "layer API 1"),
         ("LAYER_API = 1", "has no class Network"),
         ("import nothing_like_it", "cannot be loaded"),
         (
