@@ -62,7 +62,7 @@ class BlockManager:
             self._free.pop(block.number, None)
             block.owners += 1
             sequence.block_table.append(block.number)
-        sequence.committed = len(found)
+        sequence.found = sequence.committed = len(found)
         sequence.computed = len(found) * self.block_size
         self.append(sequence)
 
@@ -91,18 +91,18 @@ class BlockManager:
         sequence.committed = max(sequence.committed, full)
 
     def free(self, sequence: Sequence, *, forget: bool = False) -> None:
-        """Take the blocks back. ``forget``: their content is bad and must not be found again."""
+        """Take the blocks back. ``forget``: what it computed may be bad and must not be found."""
         # The end of a sequence is of less use to others than its beginning: it is reused first.
-        for number in reversed(sequence.block_table):
+        for index, number in reversed(list(enumerate(sequence.block_table))):
             block = self._blocks[number]
-            if forget:
+            if forget and index >= sequence.found:
                 self._unshare(block)
             block.owners -= 1
             if block.owners == 0:
                 self._free[number] = block
                 self._free.move_to_end(number, last=block.hash is not None)
         sequence.block_table.clear()
-        sequence.committed = sequence.computed = 0
+        sequence.found = sequence.committed = sequence.computed = 0
 
     def _blocks_for(self, sequence: Sequence, guessed: int = 0) -> int:
         return -(-(len(sequence.token_ids) + guessed) // self.block_size)

@@ -32,6 +32,8 @@ class Sequence:
     computed: int = 0
     """Tokens whose keys and values are in the blocks of ``block_table``."""
     block_table: list[int] = field(default_factory=list)
+    found: int = 0
+    """Leading blocks taken from the prefix cache: what they hold, others computed."""
     committed: int = 0
     """Leading blocks offered to the prefix cache, or taken from it."""
     prompt_choices: list[TokenChoice] = field(default_factory=list)

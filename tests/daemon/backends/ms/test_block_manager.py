@@ -99,6 +99,16 @@ def test_forgotten_content_is_not_found() -> None:
     assert again.computed == 0
 
 
+def test_what_was_found_is_not_forgotten() -> None:
+    blocks = BlockManager(8, BLOCK)
+    blocks.free(computed(blocks, 1, [1, 2, 3, 4, 5]))
+    failed = computed(blocks, 2, [1, 2, 3, 4, 5, 6, 7, 8, 9])
+    blocks.free(failed, forget=True)
+    again = sequence(3, [1, 2, 3, 4, 5, 6, 7, 8, 9])
+    blocks.allocate(again)
+    assert again.computed == 4, "the first block is another's and found again, the second is not"
+
+
 def test_prefix_cache_can_be_off() -> None:
     blocks = BlockManager(8, BLOCK, prefix_cache=False)
     computed(blocks, 1, [1, 2, 3, 4, 5])
@@ -149,7 +159,14 @@ class Blocks(RuleBasedStateMachine):
     @precondition(lambda self: self.live)
     @rule(pick=st.integers(0, 1 << 16), forget=st.booleans())
     def free(self, pick: int, forget: bool) -> None:
-        self.blocks.free(self.live.pop(pick % len(self.live)), forget=forget)
+        chosen = self.live.pop(pick % len(self.live))
+        found = chosen.block_table[: chosen.found]
+        before = {number: self.blocks._blocks[number].hash for number in found}
+        own = chosen.block_table[chosen.found :]
+        self.blocks.free(chosen, forget=forget)
+        assert {number: self.blocks._blocks[number].hash for number in found} == before
+        if forget:
+            assert not any(self.blocks._blocks[number].hash for number in own)
 
     def written_block_is_private(self, chosen: Sequence) -> None:
         start = chosen.computed // BLOCK
