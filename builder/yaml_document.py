@@ -66,7 +66,7 @@ def parse_yaml(text: str, name: str, kind: FaultKind) -> YamlDocument:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         raise Fault(kind, f"{name}:{line} is not valid YAML: {error.problem}", "correct the line") from None
     except yaml.YAMLError as error:
-        raise Fault(kind, f"{name} is not valid YAML: {error}") from None
+        raise Fault(kind, f"{name} is not valid YAML: {error}", "write it as UTF-8 text") from None
     if not isinstance(data, dict) or node is None:
         raise Fault(
             kind, f"{name} must hold a mapping of keys to values", "see an example in builder/recipes/"

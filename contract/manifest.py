@@ -107,7 +107,7 @@ def read_manifest(directory: Path) -> Manifest:
     for name in manifest.files:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             message = f"{path} names {name!r}, which is outside the folder"
-            raise Fault(FaultKind.INVALID_MODEL, message)
+            raise Fault(FaultKind.INVALID_MODEL, message, "package the model again from a source you trust")
     return manifest
 
 

@@ -67,7 +67,8 @@ def read_config(directory: Path) -> dict[str, Any]:
         hint = "package it with: builder package --model NAME"
         raise Fault(FaultKind.INVALID_MODEL, f"{directory} has no config.json", hint) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise Fault(FaultKind.INVALID_MODEL, f"{path} cannot be read: {error}") from None
+        hint = "package the model again with: builder package --replace"
+        raise Fault(FaultKind.INVALID_MODEL, f"{path} cannot be read: {error}", hint) from None
     if not isinstance(config, dict):
         raise Fault(FaultKind.INVALID_MODEL, f"{path} must hold a JSON object")
     return config

@@ -21,7 +21,8 @@ def read_api_keys(path: Path) -> frozenset[str]:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise Fault(FaultKind.INVALID_CONFIG, f"API key file {path} cannot be read: {reason}") from None
+        hint = "name a text file that the daemon's user may read, one key a line"
+        raise Fault(FaultKind.INVALID_CONFIG, f"API key file {path} cannot be read: {reason}", hint) from None
     keys: set[str] = set()
     for number, line in enumerate(lines, 1):
         key = line.partition("#")[0].strip()

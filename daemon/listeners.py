@@ -52,7 +52,8 @@ def bind(name: str, host: str, port: int) -> Bound:
         sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except OSError as error:
         message = f"{name}: {host} is no address of this machine: {error.strerror}"
-        raise Fault(FaultKind.START_FAILED, message) from None
+        hint = "take 127.0.0.1, or 0.0.0.0 for every address of this machine"
+        raise Fault(FaultKind.START_FAILED, message, hint) from None
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))

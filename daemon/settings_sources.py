@@ -97,15 +97,17 @@ def _read_file(path: Path, warnings: list[str], problems: list[Problem]) -> dict
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise Fault(FaultKind.INVALID_CONFIG, f"{path} cannot be read: {reason}") from None
+        hint = "name a settings file that you may read, as deploy/daemon.yaml"
+        raise Fault(FaultKind.INVALID_CONFIG, f"{path} cannot be read: {reason}", hint) from None
     try:
         data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (ValueError, yaml.YAMLError) as error:
-        raise Fault(FaultKind.INVALID_CONFIG, f"{path} cannot be parsed: {error}") from None
+        form = "JSON" if path.suffix == ".json" else "YAML"
+        raise Fault(FaultKind.INVALID_CONFIG, f"{path} cannot be parsed: {error}", f"write {form}") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise Fault(FaultKind.INVALID_CONFIG, f"{path} must hold settings as key: value")
+        raise Fault(FaultKind.INVALID_CONFIG, f"{path} must hold settings", "write key: value, a line each")
     if is_mindie(data):
         return read_mindie(data, str(path), warnings, problems)
     return data

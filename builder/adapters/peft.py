@@ -51,7 +51,8 @@ def assemble(tensors: Mapping[str, Floats], config: AdapterConfig, where: str) -
     if problems:
         raise fault_of_problems(FaultKind.INVALID_MODEL, "the adapter", problems[:12])
     if not changes:
-        raise Fault(FaultKind.INVALID_MODEL, f"{where} changes nothing: it holds no LoRA tensors")
+        hint = "name the folder that holds tensors ...lora_A... and ...lora_B..."
+        raise Fault(FaultKind.INVALID_MODEL, f"{where} changes nothing: it holds no LoRA tensors", hint)
     return dict(sorted(changes.items()))
 
 

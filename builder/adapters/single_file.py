@@ -40,7 +40,8 @@ def read_single_file(path: Path, alpha: float | None) -> Adapter:
     files = {path.name: sha256_of_file(path), "alpha": f"{config.alpha!r}"}
     changes = {} if whole else assemble(tensors.values, config, str(path))
     if not changes:
-        raise Fault(FaultKind.INVALID_MODEL, f"{path} changes nothing: it holds no LoRA tensors")
+        hint = "name the file that holds tensors ...lora_A... and ...lora_B..."
+        raise Fault(FaultKind.INVALID_MODEL, f"{path} changes nothing: it holds no LoRA tensors", hint)
     return Adapter(str(path), changes, files, config.base_model, tensors.dtype)
 
 

@@ -66,7 +66,8 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
     try:
         return parse_sentencepiece(path.read_bytes())
     except OSError as error:
-        raise Fault(FaultKind.INVALID_MODEL, f"{path} cannot be read: {error.strerror}") from None
+        hint = "name the tokenizer or its folder with --tokenizer"
+        raise Fault(FaultKind.INVALID_MODEL, f"{path} cannot be read: {error.strerror}", hint) from None
     except (ValueError, IndexError, struct.error, StopIteration) as error:
         hint = "fetch the file again from the model's publisher"
         raise Fault(FaultKind.INVALID_MODEL, f"{path} is not a SentencePiece model: {error}", hint) from None

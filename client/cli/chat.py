@@ -138,7 +138,7 @@ class Repl:
     def _retry(self, _: str) -> None:
         turn = self._conversation.undo()
         if turn is None:
-            raise Fault(FaultKind.INVALID_REQUEST, "there is no answer yet to try again")
+            raise Fault(FaultKind.INVALID_REQUEST, "there is no answer yet to try again", "ask first")
         try:
             self._ask(turn[0])
         except BaseException:
@@ -147,7 +147,7 @@ class Repl:
 
     def _undo(self, _: str) -> None:
         if self._conversation.undo() is None:
-            raise Fault(FaultKind.INVALID_REQUEST, "there is no turn to forget")
+            raise Fault(FaultKind.INVALID_REQUEST, "there is no turn to forget", "ask first")
 
     def _clear(self, _: str) -> None:
         self._conversation.clear()
@@ -159,7 +159,8 @@ class Repl:
         try:
             self._conversation.save(path)
         except OSError as error:
-            raise Fault(FaultKind.INVALID_REQUEST, f"{path} cannot be written: {error.strerror}") from None
+            message = f"{path} cannot be written: {error.strerror}"
+            raise Fault(FaultKind.INVALID_REQUEST, message, "write: /save ANOTHER_FILE") from None
         note(f"saved {path}", dim=True)
 
 

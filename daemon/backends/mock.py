@@ -148,7 +148,7 @@ class MockBackend:
         bad = next((token for token in request.prompt_ids if not 0 <= token < self._vocab_size), None)
         if bad is not None:
             message = f"token id {bad} is outside the vocabulary of {self._vocab_size}"
-            raise Fault(FaultKind.INVALID_REQUEST, message)
+            raise Fault(FaultKind.INVALID_REQUEST, message, "use the model's own tokenizer")
 
     async def _paced(self, request: TokenRequest, queue_s: float) -> AsyncGenerator[TokenEvent, None]:
         """The answer's events, each at its time."""

@@ -22,7 +22,8 @@ def read_options(schema: type[OptionsT], options: dict[str, Any], backend: str) 
     try:
         return msgspec.convert(options, schema)
     except msgspec.ValidationError as error:
-        raise Fault(FaultKind.INVALID_CONFIG, f"options of backend {backend}: {error}") from None
+        hint = 'correct "serving": {"options": ...} in the model\'s config.json, or the daemon\'s settings'
+        raise Fault(FaultKind.INVALID_CONFIG, f"options of backend {backend}: {error}", hint) from None
 
 
 def _unknown(key: str, known: list[str]) -> Problem:

@@ -266,9 +266,8 @@ class _Worker:
         try:
             self._channel.send(frame)
         except ChannelError as error:
-            raise Fault(
-                FaultKind.TOO_LARGE, f"the request cannot be passed to {self._title}: {error}"
-            ) from None
+            message = f"the request cannot be passed to {self._title}: {error}"
+            raise Fault(FaultKind.TOO_LARGE, message, "send less in one request") from None
 
     def _cancel(self, call: int) -> None:
         """The reader left before the end. The worker may be gone too, which is as good."""

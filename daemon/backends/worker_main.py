@@ -58,6 +58,8 @@ from daemon.backends.channel import (
 )
 from daemon.backends.registry import create
 
+_TENSORS = "ask for tensors: POST /v2/models/NAME/infer"
+_TEXT = "ask for text: POST /v1/completions or /generate"
 _PR_SET_PDEATHSIG = 1
 _TENSOR_CREDIT = 4
 """Responses of one tensor call that may be on their way unread."""
@@ -116,7 +118,7 @@ class Outbox:
         except ChannelError as error:
             if not isinstance(frame, Tensors):
                 raise
-            fault = Fault(FaultKind.TOO_LARGE, f"a response cannot be sent: {error}")
+            fault = Fault(FaultKind.TOO_LARGE, f"a response cannot be sent: {error}", "ask for less")
             self._channel.send(Ended(frame.call, fault.to_dict()))
 
 
@@ -207,7 +209,7 @@ class Worker:
     async def _generate(self, frame: Generate) -> None:
         backend = self._backend
         if backend is None or not hasattr(backend, "generate"):
-            raise Fault(FaultKind.UNSUPPORTED, "this model does not generate tokens")
+            raise Fault(FaultKind.UNSUPPORTED, "this model does not generate tokens", _TENSORS)
         events = cast("AsyncGenerator[TokenEvent, None]", backend.generate(frame.request))
         async with contextlib.aclosing(events):
             async for event in events:
@@ -216,7 +218,7 @@ class Worker:
     async def _infer(self, frame: Infer) -> None:
         backend = self._backend
         if backend is None or not hasattr(backend, "infer"):
-            raise Fault(FaultKind.UNSUPPORTED, "this model does not take tensors")
+            raise Fault(FaultKind.UNSUPPORTED, "this model does not take tensors", _TEXT)
         credit = self._credits[frame.call] = asyncio.Semaphore(_TENSOR_CREDIT)
         responses = cast("AsyncGenerator[list[Tensor], None]", backend.infer(frame.request))
         try:
@@ -241,7 +243,8 @@ class Worker:
         try:
             backend: object = self._backend
             if not isinstance(backend, AdapterHost):
-                raise Fault(FaultKind.UNSUPPORTED, "this model's backend serves no adapters")
+                hint = "merge it when packaging: builder package --adapter"
+                raise Fault(FaultKind.UNSUPPORTED, "this model's backend serves no adapters", hint)
             if isinstance(frame, LoadAdapter):
                 info = await backend.load_adapter(frame.name, frame.directory)
             else:

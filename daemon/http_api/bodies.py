@@ -13,6 +13,7 @@ from contract.faults import Fault, FaultKind
 from daemon.http_api.options import HttpOptions
 
 _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+_PLAIN = "send the body plain, or compressed whole"
 
 
 async def read(request: Request, options: HttpOptions) -> bytes:
@@ -40,7 +41,8 @@ def decode_object(data: bytes, options: HttpOptions) -> dict[str, Any]:
     except RecursionError:
         raise _too_deep(options) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Fault(FaultKind.INVALID_REQUEST, f"the request body is not valid JSON: {error}") from None
+        message = f"the request body is not valid JSON: {error}"
+        raise Fault(FaultKind.INVALID_REQUEST, message, "send one JSON object, in UTF-8") from None
     if not isinstance(value, dict):
         raise Fault(FaultKind.INVALID_REQUEST, "the request body must be a JSON object")
     _check_depth(value, options)
@@ -67,7 +69,7 @@ def _check_depth(value: Any, options: HttpOptions) -> None:
 
 def _too_deep(options: HttpOptions) -> Fault:
     message = f"the request body is nested deeper than {options.max_json_depth} levels"
-    return Fault(FaultKind.INVALID_REQUEST, message)
+    return Fault(FaultKind.INVALID_REQUEST, message, "send flatter JSON")
 
 
 def _decompressed(data: bytes, encoding: str, limit: int) -> bytes:
@@ -75,10 +77,12 @@ def _decompressed(data: bytes, encoding: str, limit: int) -> bytes:
     try:
         plain = decompressor.decompress(data, limit + 1)
     except zlib.error as error:
-        raise Fault(FaultKind.INVALID_REQUEST, f"the body is not valid {encoding} data: {error}") from None
+        message = f"the body is not valid {encoding} data: {error}"
+        raise Fault(FaultKind.INVALID_REQUEST, message, _PLAIN) from None
     if len(plain) > limit:
         message = f"the decompressed body is larger than the {limit} bytes allowed"
-        raise Fault(FaultKind.TOO_LARGE, message)
+        raise Fault(FaultKind.TOO_LARGE, message, "send less, or raise max_body_mb in the daemon's settings")
     if not decompressor.eof:
-        raise Fault(FaultKind.INVALID_REQUEST, f"the body is not valid {encoding} data: it ends too early")
+        message = f"the body is not valid {encoding} data: it ends too early"
+        raise Fault(FaultKind.INVALID_REQUEST, message, _PLAIN)
     return plain

@@ -42,7 +42,8 @@ def parse(model: type[F], data: Mapping[str, Any], where: str = "", *, strict: b
     unknown = [name for name in known if name not in model.model_fields]
     if len(unknown) > _MOST_UNKNOWN:
         message = f"{where}{_short(unknown[0])} and {len(unknown) - 1} more fields are unknown"
-        raise Fault(FaultKind.INVALID_REQUEST, message, "", {"param": where + _short(unknown[0])})
+        param = {"param": where + _short(unknown[0])}
+        raise Fault(FaultKind.INVALID_REQUEST, message, "leave them out", param)
     try:
         return model.model_validate(known, strict=strict)
     except pydantic.ValidationError as error:

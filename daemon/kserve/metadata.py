@@ -143,7 +143,8 @@ def _from_file(status: ModelStatus) -> Any:
     try:
         return text_format.Parse(path.read_text(encoding="utf-8"), config)
     except (OSError, ValueError, text_format.ParseError) as error:
-        raise Fault(FaultKind.INVALID_MODEL, f"{path} cannot be read: {error}") from None
+        hint = "correct it, or package the model again with: builder package --replace"
+        raise Fault(FaultKind.INVALID_MODEL, f"{path} cannot be read: {error}", hint) from None
 
 
 def _add_text_tensors(config: Any) -> None:

@@ -71,9 +71,9 @@ def _versions(folder: Path) -> Iterator[VersionOnDisk]:
             int(entry.name) for entry in folder.iterdir() if _VERSION.match(entry.name) and entry.is_dir()
         )
     except OSError as error:
-        yield _broken(
-            folder, "", Fault(FaultKind.INVALID_MODEL, f"{folder} cannot be read: {error.strerror}")
-        )
+        message = f"{folder} cannot be read: {error.strerror}"
+        hint = "let the daemon's user read it, or take it out of the repository"
+        yield _broken(folder, "", Fault(FaultKind.INVALID_MODEL, message, hint))
         return
     if not numbers:
         hint = f"put the model into {folder / '1'}, or build it with: builder package"

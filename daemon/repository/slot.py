@@ -184,7 +184,11 @@ class VersionSlot(Generic[T]):
             raise copy.copy(self.on_disk.fault)
         try:
             return await self._build_unchecked()
-        except (Fault, asyncio.CancelledError):
+        except asyncio.CancelledError:
+            raise
+        except Fault as fault:
+            if fault.kind is FaultKind.INVALID_MODEL and not fault.hint:
+                fault.hint = f"look for damage with: builder verify {self.on_disk.directory}"
             raise
         except Exception as error:
             message = f"loading {self.on_disk.name} version {self.version} failed: {error!r}"

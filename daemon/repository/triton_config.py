@@ -14,7 +14,8 @@ def backend_of(path: Path) -> str:
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as error:
-        raise Fault(FaultKind.INVALID_MODEL, f"{path} cannot be read: {error}") from None
+        hint = "correct it, or package the model again with: builder package --replace"
+        raise Fault(FaultKind.INVALID_MODEL, f"{path} cannot be read: {error}", hint) from None
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
 

@@ -186,7 +186,8 @@ def _read(folder: Path) -> dict[str, Pair]:
     if problems:
         raise fault_of_problems(FaultKind.UNSUPPORTED, f"the adapter in {folder}", problems[:8])
     if not pairs:
-        raise Fault(FaultKind.INVALID_MODEL, f"{path} changes nothing: it holds no LoRA tensors")
+        hint = "name the folder that holds tensors ...lora_A... and ...lora_B..."
+        raise Fault(FaultKind.INVALID_MODEL, f"{path} changes nothing: it holds no LoRA tensors", hint)
     return _one_dtype(pairs)
 
 
@@ -204,7 +205,10 @@ def _half(stored: StoredTensor) -> Half:
     try:
         raw = np.fromfile(stored.path, np.uint8, stored.bytes, offset=stored.offset)
     except OSError as error:
-        raise Fault(FaultKind.INVALID_MODEL, f"{stored.path} cannot be read: {error.strerror}") from None
+        hint = "let the daemon's user read it"
+        raise Fault(
+            FaultKind.INVALID_MODEL, f"{stored.path} cannot be read: {error.strerror}", hint
+        ) from None
     half = Half(raw.view(_RAW[FORMAT_BYTES[stored.dtype]]).reshape(stored.shape), stored.dtype)
     if not np.isfinite(_widened(half).values.view(np.float32)).all():
         message = f"{stored.path} holds infinite or NaN values"

@@ -62,6 +62,18 @@ def states(of: Registry[str]) -> dict[str, State]:
     return {f"{one.name}@{one.version}": one.state for one in of.models()}
 
 
+async def test_a_damaged_model_says_what_to_do(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, "m")
+
+    async def refuse(on_disk: VersionOnDisk) -> str:
+        raise Fault(FaultKind.INVALID_MODEL, "its tensors are wrong")
+
+    models = Registry(RegistryConfig(repositories=[tmp_path]), FakeBackends(), refuse)
+    (fault,) = await models.start()
+    assert fault.hint == f"look for damage with: builder verify {folder}"
+    await models.stop()
+
+
 async def test_what_is_wrong_with_the_folder_is_told_before_what_the_engine_says(tmp_path: Path) -> None:
     write_model(tmp_path, "m", backend="broken")
 

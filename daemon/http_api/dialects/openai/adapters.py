@@ -57,5 +57,6 @@ class Adapters:
     async def _body(self, request: Request) -> dict[str, object]:
         if not self._controls_models:
             message = "This API is restricted: adapters are loaded and unloaded on the management port"
-            raise Fault(FaultKind.FORBIDDEN, message)
+            hint = "ask that port, 1026 unless it was set; restrict_model_control is what forbids it here"
+            raise Fault(FaultKind.FORBIDDEN, message, hint)
         return await bodies.read_object(request, self._options)

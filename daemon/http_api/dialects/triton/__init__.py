@@ -62,4 +62,5 @@ def _model_routes(method: str, suffix: str, handler: Handler) -> list[Route]:
 
 
 async def _not_offered(request: Request) -> Response:
-    raise Fault(FaultKind.UNSUPPORTED, f"{request.url.path} is not offered by this server")
+    message = f"{request.url.path} is not offered by this server"
+    raise Fault(FaultKind.UNSUPPORTED, message, "send tensors in the request; GET /v2 lists what is offered")

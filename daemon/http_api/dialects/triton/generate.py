@@ -48,7 +48,8 @@ class Generate:
         if not isinstance(request_id, str) or not request_id:
             raise invalid("id: must be the id of a running request")
         if not await self._service.cancel(request_id):
-            raise Fault(FaultKind.NOT_FOUND, f"no request with the id '{request_id}' is running")
+            message = f"no request with the id '{request_id}' is running"
+            raise Fault(FaultKind.NOT_FOUND, message, "it may have ended; X-Request-ID tells ids")
         return bodies.json_response({"id": request_id})
 
     async def _parse(self, request: Request) -> tuple[ParsedRequest, bool]:

@@ -64,7 +64,8 @@ class Repository:
     async def _control(self, request: Request) -> tuple[str, str]:
         if not self._controls_models:
             message = "This API is restricted: models are loaded and unloaded on the management port"
-            raise Fault(FaultKind.FORBIDDEN, message)
+            hint = "ask that port, 1026 unless it was set; restrict_model_control is what forbids it here"
+            raise Fault(FaultKind.FORBIDDEN, message, hint)
         body = fields.parse(ControlFields, await bodies.read_object(request, self._options))
         given = body.parameters or {}
         if any(name.startswith("file:") for name in given):
