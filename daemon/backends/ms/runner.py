@@ -95,7 +95,6 @@ class ModelRunner:
         self._model: int = device.model
         self._closed = False
         self._network: Any = None
-        self._executor: Any = None
         self._tokens = np.zeros(options.max_rows, np.int32)
 
     @classmethod
@@ -252,15 +251,13 @@ class ModelRunner:
 
     def _run(self, serial: int) -> None:
         try:
-            # Calling the Cell would look at every step whether it must be compiled again.
-            self._executor(self._network, *self._inputs(serial), phase=self._network.phase).asnumpy()
+            self._network(*self._inputs(serial)).asnumpy()
         except RuntimeError as error:
             message = f"MindSpore could not run the graph: {first_line(error)}"
             raise Fault(FaultKind.INTERNAL, message) from error
 
     def _compile(self, cache: PackedCache | None) -> None:
         import mindspore
-        from mindspore.common import api
 
         how = [mindspore.__version__, self.max_rows, str(self._kernels.path), code_digest()]
         kept = contextlib.nullcontext() if cache is None else cache.graph(how).used()
@@ -268,7 +265,6 @@ class ModelRunner:
             with kept:
                 self._network.phase = "increment"  # with this name, calls do not ask whether to compile again
                 self._network.compile(*self._inputs(0))
-                self._executor = api._cell_graph_executor
         except Exception as error:
             message = f"the network cannot be compiled: {first_line(error)}"
             raise Fault(FaultKind.INVALID_MODEL, message) from error
