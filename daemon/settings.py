@@ -59,7 +59,7 @@ class MsOptions(BaseModel):
         DEFAULTS.prefill_slowdown,
         gt=1,
         le=1000,
-        description="times as long that a step may take when it reads prompts beside answers",
+        description="times as long that 99 steps of 100 may take at most when reading prompts beside answers",
     )
     prompt_lookup: int = Field(
         DEFAULTS.prompt_lookup,

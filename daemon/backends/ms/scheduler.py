@@ -88,7 +88,7 @@ class Scheduler:
         room: Callable[[int], int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``room``: rows of prompts that may join a step with so many rows of answers, at least one."""
+        """``room``: rows of prompts that may join a step with so many rows of answers; now and then none."""
         self._limits = limits
         self._blocks = blocks
         self._room = room
