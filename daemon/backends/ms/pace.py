@@ -7,13 +7,13 @@ import statistics
 from collections import deque
 from collections.abc import Sequence
 
-_LEAST_ROWS = 2
+_LEAST_ROWS = 4
 """Of prompts, whatever they cost: a prompt must come to an end."""
 _GROWTH = 1.25
 """Beyond the most rows whose cost is known."""
-_REMEMBERED = 15
+_REMEMBERED = 9
 """Steps without prompts; their median counts."""
-_REFRESHED = 32
+_REFRESHED = 16
 """Steps with prompts after which one goes without, to see how long such a step takes now."""
 _OWN, _OTHERS = 0.3, 0.4
 """Of a step's error, what corrects the cost of its own number of rows, and that of any."""

@@ -68,7 +68,7 @@ def test_few_steps_exceed_the_limit(cost: Cost) -> None:
     pace, limit = taught(1.8, cost), 1.8 * cost(ANSWERS, 0, 0)
     noise = random.Random(0)
     seconds = [seconds for _ in range(4) for _, seconds in read(pace, cost, 3000, noise)]
-    assert sum(taken > limit for taken in seconds) <= 0.02 * len(seconds) + 4
+    assert sum(taken > limit for taken in seconds) <= 0.03 * len(seconds) + 4
     assert sorted(seconds)[int(0.99 * len(seconds))] <= 1.15 * limit
 
 
@@ -94,7 +94,7 @@ def test_an_accident_is_found_out() -> None:
 def test_answers_are_timed_alone_again_now_and_then() -> None:
     pace = taught(1.8, in_proportion)
     rooms = [rows for rows, _ in read(pace, in_proportion, 3000)]
-    assert 0.02 < rooms.count(0) / len(rooms) < 0.04
+    assert 0.04 < rooms.count(0) / len(rooms) < 0.08
 
 
 def test_a_machine_that_became_slower_is_no_reason_to_read_less() -> None:
@@ -111,7 +111,7 @@ def test_a_machine_that_became_slower_is_no_reason_to_read_less() -> None:
 def test_nearest_number_of_answers_stands_for_one_that_was_not_measured() -> None:
     pace = Pace(2.0)
     pace.observe(0, 100, 0.1)
-    assert pace.room(4) == 2
+    assert pace.room(4) == 4
     pace.observe(8, 0, 0.020)
     few = pace.room(8)
     assert few > 10
@@ -137,7 +137,7 @@ def test_a_prompt_always_comes_to_an_end(
     if rows == 0:
         pace.observe(answers, 0, 0.1)
         rows = pace.room(answers)
-    assert rows >= 2
+    assert rows >= 4
 
 
 @settings(max_examples=200)

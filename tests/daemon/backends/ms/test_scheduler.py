@@ -15,10 +15,10 @@ _ROOM = 6
 """For prompts beside running answers."""
 
 
-def scheduler(num_blocks: int = 64, **limits: int) -> Scheduler:
+def scheduler(num_blocks: int = 64, room: int = _ROOM, **limits: int) -> Scheduler:
     defaults = {"max_sequences": 4, "max_rows": 16, "max_logit_rows": 8}
     blocks = BlockManager(num_blocks, _BLOCK, prefix_cache=False)
-    return Scheduler(Limits(**(defaults | limits)), blocks, room=lambda rows: _ROOM)
+    return Scheduler(Limits(**(defaults | limits)), blocks, room=lambda rows: room)
 
 
 def sequence(number: int, length: int, priority: int = 0, **sampling: Any) -> Sequence:
@@ -49,6 +49,18 @@ def test_prompt_is_computed_in_chunks_and_only_its_end_wants_logits() -> None:
         steps.append(shape(chunks))
         advance(chunks)
     assert steps == [[(1, 0, 16, 0)], [(1, 16, 16, 0)], [(1, 32, 8, 1)], [(1, 40, 1, 1)]]
+
+
+def test_without_room_answers_go_on_alone_and_nobody_is_admitted() -> None:
+    plan = scheduler(room=0)
+    plan.add(sequence(1, 3))
+    advance(plan.schedule())
+    long = sequence(2, 40)
+    plan.add(long)
+    chunks = plan.schedule()
+    assert shape(chunks) == [(1, 3, 1, 1)]
+    advance(chunks)
+    assert (plan.num_running, plan.num_waiting) == (1, 1)
 
 
 def test_decoding_goes_first_and_prompts_share_a_bounded_rest() -> None:
