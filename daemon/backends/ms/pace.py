@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 _LEAST_ROWS = 4
 """Of prompts, whatever they cost: a prompt must come to an end."""
+_BARGAIN = 1.1
+"""Where the least rows take too long already, more of them come along for so little more time."""
 _GROWTH = 1.25
 """Beyond the most rows whose cost is known."""
 _REMEMBERED = 9
@@ -55,12 +57,13 @@ class Pace:
         if self._since_alone >= _REFRESHED:
             return 0
         alone = self._without_prompts(answer_rows)
-        rows = self._rows_within(self._slowdown * alone / (1 + _ERRORS * self._error) - alone)
-        return max(_LEAST_ROWS, rows)
+        limit = self._slowdown * alone / (1 + _ERRORS * self._error)
+        least = alone + self._added_by(_LEAST_ROWS)
+        return max(_LEAST_ROWS, self._rows_within(max(limit, _BARGAIN * least) - alone))
 
     def _correct(self, answer_rows: int, prompt_rows: int, seconds: float) -> None:
         """Rows grow dearer along a prompt, and others use the machine: one size tells of all."""
-        added = _interpolate(prompt_rows, [0, *self._rows], [0.0, *self._added])
+        added = self._added_by(prompt_rows)
         expected = self._without_prompts(answer_rows) + added
         error = min(_LARGEST, max(-_LARGEST, seconds / expected - 1)) if expected else 0.0
         self._error += _STEADINESS * (abs(error) - self._error)
@@ -75,6 +78,9 @@ class Pace:
         together = [*fewer, (rows, added), *more]
         self._rows = [pair[0] for pair in together]
         self._added = [pair[1] for pair in together]
+
+    def _added_by(self, rows: int) -> float:
+        return _interpolate(rows, [0, *self._rows], [0.0, *self._added])
 
     def _rows_within(self, seconds: float) -> int:
         if not self._rows or seconds <= 0:
