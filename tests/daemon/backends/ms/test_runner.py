@@ -111,6 +111,20 @@ def test_narrow_keys_and_values_take_less_memory(
     half.close()
 
 
+def test_first_and_last_block_of_a_large_cache_are_as_good_as_of_a_small_one(
+    tmp_path: Path, runner: ModelRunner
+) -> None:
+    """Caches of more than a large page begin at different places of one."""
+    many = 3 * 2**21 // (runner.kv_bytes_per_block // 4)
+    large = load(
+        write_model(tmp_path), RunnerOptions(num_blocks=many, max_rows=96, max_logit_rows=96, threads=2)
+    )
+    ids = tokens(1, 40)
+    expected = runner.execute([whole(runner, ids, [0, 1, 2])]).copy()
+    assert np.array_equal(large.execute([whole(large, ids, [0, many // 2, many - 1])]), expected)
+    large.close()
+
+
 @pytest.mark.parametrize("cuts", [(0, 1, 2, 3, 90), (0, 17, 18, 64, 90), (0, 89, 90), tuple(range(91))])
 def test_any_chunking_gives_the_bits_of_the_full_forward(runner: ModelRunner, cuts: Sequence[int]) -> None:
     segment = whole(runner, tokens(1, 90), [9, 3, 40, 41, 0, 63])
