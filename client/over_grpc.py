@@ -27,6 +27,7 @@ from client.errors import (
 from client.grpc_errors import error_of_status, fault_of_trailer
 from client.options import invalid
 from client.perplexity import Tokens
+from client.protocol_probe import wrong_protocol
 from client.results import UNAVAILABLE, Chunk, Health, ModelCard
 from client.transport import message_fields, sampling_fields
 from contract import tensors
@@ -173,7 +174,8 @@ class GrpcTransport:
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):
                 await self._connected()
         except TimeoutError:
-            raise ConnectError(f"no server answers at {self._address}") from None
+            message = f"no server answers at {self._address}"
+            raise await wrong_protocol(self._address) or ConnectError(message) from None
 
     async def _connected(self) -> None:
         state = self._channel.get_state(try_to_connect=True)
@@ -186,7 +188,8 @@ class GrpcTransport:
             if state is grpc.ChannelConnectivity.SHUTDOWN:
                 raise ConnectError("the client is closed", "make a new one")
             if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-                raise ConnectError(f"no server answers at {self._address}: the connection is refused")
+                message = f"no server answers at {self._address}: the connection is refused"
+                raise await wrong_protocol(self._address) or ConnectError(message)
             await self._channel.wait_for_state_change(state)
             state = self._channel.get_state(try_to_connect=True)
 

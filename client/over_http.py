@@ -22,6 +22,7 @@ from client.errors import (
 from client.http_errors import error_of_body, error_of_response
 from client.options import invalid
 from client.perplexity import Tokens
+from client.protocol_probe import wrong_protocol
 from client.results import UNAVAILABLE, Chunk, Health, ModelCard, TokenScore
 from client.sse import EventDecoder
 from client.transport import message_fields, sampling_fields
@@ -161,14 +162,17 @@ class HttpTransport:
             async with self._http.stream(method, path, **content) as response:
                 yield response
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
-            raise ConnectError(f"no server answers at {self._address}: {_reason(error)}") from error
+            wrong = await wrong_protocol(self._address) if self._address.scheme == "https" else None
+            raise wrong or ConnectError(f"no server answers at {self._address}: {_reason(error)}") from error
         except httpx2.TimeoutException as error:
             raise DeadlineError(f"{self._address} took too long", request_id=request_id) from error
         except httpx2.UnsupportedProtocol as error:
             raise invalid(f"{self._address} is not an HTTP address: {error}") from error
         except (httpx2.TransportError, httpx2.DecodingError) as error:
+            is_odd = isinstance(error, httpx2.RemoteProtocolError)
+            wrong = await wrong_protocol(self._address) if is_odd else None
             message = f"the connection to {self._address} broke: {_reason(error)}"
-            raise ConnectionLostError(message, request_id=request_id) from error
+            raise wrong or ConnectionLostError(message, request_id=request_id) from error
 
 
 def _control_of(model: str, verb: str) -> tuple[str, dict[str, Any]]:

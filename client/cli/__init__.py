@@ -53,6 +53,7 @@ for _command in (generate, chat, models, health, load, unload, perplexity):
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     settle_output()
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what its core logs to stderr, we say in our words
     try:
         code = program.main(args=arguments, prog_name="client", standalone_mode=False)
     except click.exceptions.Abort:
