@@ -36,6 +36,13 @@ def test_do_sample_false_is_greedy() -> None:
     assert resolved(MODEL, temperature=0.0, do_sample=True).temperature == 0
 
 
+@pytest.mark.parametrize("do_sample", [True, False])
+def test_a_file_that_decides_makes_all_dialects_alike(do_sample: bool) -> None:
+    decided = GenerationDefaults(do_sample=do_sample, temperature=0.3, top_k=5, top_p=0.85)
+    answers = [resolved(decided, dialect) for dialect in ("mindie", "tgi", "openai", "vllm", "triton")]
+    assert answers == answers[:1] * 5
+
+
 def test_the_request_wins() -> None:
     sampling = resolved(MODEL, top_k=1, top_p=0.5, temperature=2.0, repetition_penalty=1.5, seed=3)
     assert (sampling.top_k, sampling.top_p, sampling.temperature) == (1, 0.5, 2.0)
