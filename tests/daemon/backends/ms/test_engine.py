@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import math
-import queue
-import threading
-import time
-from collections import defaultdict
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -19,54 +14,8 @@ from hypothesis import strategies as st
 from contract.faults import Fault, FaultKind
 from daemon.backends.base import TokenEvent, TokenRequest
 from daemon.backends.channel import merge
-from daemon.backends.ms.engine import MAX_FAILED_STEPS, Engine, EngineSettings, Outcome
+from tests.daemon.backends.ms.engine_harness import Harness, submit_all
 from tests.fakes_engine import FakeRunner, request, toy_answer, toy_row
-
-
-class Harness:
-    """An engine without its thread: tests make the steps."""
-
-    def __init__(self, runner: FakeRunner | None = None, **options: Any) -> None:
-        self.runner = runner or FakeRunner()
-        self.outcomes: dict[int, list[Outcome]] = defaultdict(list)
-        self.given_up: list[str] = []
-        engine_settings = EngineSettings(**{"context_len": 1000, "max_sequences": 4, **options})
-        self.engine = Engine(self.runner, engine_settings, self._emit, self.given_up.append)
-
-    def _emit(self, outcomes: list[tuple[int, Outcome]]) -> None:
-        for number, outcome in outcomes:
-            self.outcomes[number].append(outcome)
-
-    def step(self) -> bool:
-        """``False`` when there was nothing to do."""
-        self.engine.take_orders()
-        stats = self.engine.stats
-        if not stats.running + stats.waiting:
-            return False
-        self.engine.step()
-        return True
-
-    def run(self) -> None:
-        for _ in range(5000):
-            if not self.step():
-                return
-        raise AssertionError("the engine does not come to an end")
-
-    def answer(self, number: int) -> TokenEvent:
-        """All events of one request as one; fails the test when it ended with a fault."""
-        events = self.outcomes[number]
-        assert all(isinstance(event, TokenEvent) for event in events), events
-        return merge([event for event in events if isinstance(event, TokenEvent)])
-
-    def fault(self, number: int) -> Fault:
-        last = self.outcomes[number][-1]
-        assert isinstance(last, Fault)
-        return last
-
-
-def submit_all(harness: Harness, requests: list[TokenRequest]) -> None:
-    for number, asked in enumerate(requests):
-        harness.engine.submit(number, asked)
 
 
 def test_one_request_equals_the_oracle() -> None:
@@ -363,155 +312,8 @@ def test_request_that_just_fits_is_served() -> None:
     assert len(harness.answer(1).token_ids) == 1
 
 
-@pytest.mark.parametrize("options", [{}, {"prompt_logprobs": 0}, {"temperature": 1.0}])
-def test_nan_fails_its_request_alone_and_is_not_cached(options: dict[str, Any]) -> None:
-    harness = Harness()
-    harness.runner.nan_token = 13
-    poisoned = [*[1] * 18, 13]
-    submit_all(harness, [request(poisoned, 5, **options), request([1, 2, 3], 5)])
-    harness.run()
-    assert "not finite" in harness.fault(0).message
-    assert harness.answer(1).token_ids == toy_answer(request([1, 2, 3], 5))
-    harness.runner.nan_token = None
-    harness.engine.submit(3, request(poisoned, 2))
-    harness.run()
-    assert harness.answer(3).cached_tokens == 0
-
-
-class Picky(FakeRunner):
-    """Refuses every step with a certain token in it."""
-
-    def execute(self, segments: Any) -> Any:
-        if any(13 in segment.token_ids for segment in segments):
-            raise Fault(FaultKind.INTERNAL, "logits are NaN")
-        return super().execute(segments)
-
-
-def test_step_that_fails_is_tried_one_by_one_to_find_who_is_to_blame() -> None:
-    harness = Harness(Picky())
-    requests = [request([1, 2, 3], 5), request([4, 13], 5), request([5, 6, 7], 5)]
-    submit_all(harness, requests)
-    harness.run()
-    assert harness.fault(1).message == "logits are NaN"
-    for number in (0, 2):
-        assert harness.answer(number).token_ids == toy_answer(requests[number])
-    assert harness.given_up == []
-
-
-def test_requests_that_fail_alone_do_not_make_the_engine_broken() -> None:
-    harness = Harness(Picky())
-    for number in range(2 * MAX_FAILED_STEPS):
-        harness.engine.submit(number, request([4, 13], 5))
-        harness.run()
-        assert harness.fault(number).message == "logits are NaN"
-    assert harness.given_up == []
-    harness.engine.submit(99, request([4, 5], 5))
-    harness.run()
-    assert harness.answer(99).token_ids == toy_answer(request([4, 5], 5))
-
-
-def test_looking_whether_the_runner_works_spoils_no_shared_block() -> None:
-    class Flaky(FakeRunner):
-        def execute(self, segments: Any) -> Any:
-            if any(segment.start == 8 and 13 in segment.token_ids for segment in segments):
-                raise Fault(FaultKind.INTERNAL, "it fails")
-            return super().execute(segments)
-
-    harness, shared = Harness(Flaky()), [1, 2, 3, 4, 5, 6, 7, 8]
-    asked = request([*shared, 9], 12)
-    harness.engine.submit(1, asked)
-    harness.step()
-    harness.engine.submit(2, request([*shared, 13], 3))
-    harness.run()
-    assert harness.fault(2).message == "it fails"
-    assert harness.answer(1).token_ids == toy_answer(asked)
-
-
-def test_runner_that_always_fails_fails_requests_and_then_gives_up() -> None:
-    harness = Harness()
-    harness.runner.error = RuntimeError("no such operator")
-    for number in range(MAX_FAILED_STEPS):
-        assert harness.given_up == []
-        harness.engine.submit(number, request([1, 2], 5))
-        harness.run()
-        assert "no such operator" in harness.fault(number).message
-    assert harness.given_up == ["3 steps failed in a row"]
-    assert harness.engine.stats.kv_used_fraction == 0.0
-
-
 def test_negative_seed_is_a_seed() -> None:
     harness = Harness()
     submit_all(harness, [request([1], 9, temperature=1.0, seed=-5) for _ in range(2)])
     harness.run()
     assert harness.answer(0).token_ids == harness.answer(1).token_ids
-
-
-def test_one_good_step_forgives_the_failures_before() -> None:
-    harness = Harness()
-    for number in range(10):
-        harness.runner.error = RuntimeError("now and then") if number % 3 else None
-        harness.engine.submit(number, request([1, 2], 1))
-        harness.run()
-    assert harness.given_up == []
-
-
-class Threaded(Harness):
-    """With its thread; events arrive in a queue."""
-
-    def __init__(self, runner: FakeRunner | None = None) -> None:
-        super().__init__(runner)
-        self.arrived: queue.Queue[tuple[int, Outcome]] = queue.Queue()
-        self.engine.start()
-
-    def _emit(self, outcomes: list[tuple[int, Outcome]]) -> None:
-        for outcome in outcomes:
-            self.arrived.put(outcome)
-
-    def next(self) -> tuple[int, Outcome]:
-        return self.arrived.get(timeout=5)
-
-
-@pytest.fixture
-def threaded() -> Iterator[Threaded]:
-    harness = Threaded()
-    yield harness
-    harness.engine.stop()
-    harness.engine.join(5)
-
-
-def test_thread_serves_requests_from_others(threaded: Threaded) -> None:
-    requests = [request([number, 1, 2], 8) for number in range(12)]
-    threads = [
-        threading.Thread(target=threaded.engine.submit, args=(number, asked))
-        for number, asked in enumerate(requests)
-    ]
-    for thread in threads:
-        thread.start()
-    tokens: dict[int, list[int]] = defaultdict(list)
-    for _ in range(12 * 8):
-        number, event = threaded.next()
-        assert isinstance(event, TokenEvent)
-        tokens[number] += event.token_ids
-    assert tokens == {number: toy_answer(asked) for number, asked in enumerate(requests)}
-    for thread in threads:
-        thread.join()
-
-
-def test_idle_engine_does_not_spin(threaded: Threaded) -> None:
-    threaded.engine.submit(1, request([1], 1))
-    threaded.next()
-    before = time.process_time()
-    time.sleep(0.3)
-    assert time.process_time() - before < 0.1
-
-
-def test_stopping_fails_what_is_in_flight(threaded: Threaded) -> None:
-    threaded.engine.submit(1, request([1], 100_000))
-    threaded.next()
-    threaded.engine.stop()
-    threaded.engine.join(5)
-    last = None
-    while not threaded.arrived.empty():
-        _, last = threaded.next()
-    assert isinstance(last, Fault)
-    assert last.kind is FaultKind.NOT_READY
