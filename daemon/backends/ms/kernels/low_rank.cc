@@ -11,16 +11,6 @@ namespace {
 constexpr int64_t kBeginning = 2048;  // bytes of a panel
 constexpr int64_t kLine = 64;
 
-int log2_of(int64_t width) { return width == 4 ? 2 : width == 2 ? 1 : 0; }
-
-// The most panels, at most `panels`, that a tile of these rows takes at once.
-int64_t widest(Format format, int64_t rows, int64_t panels) {
-  const auto& functions = kernels().tile[static_cast<int>(format)][rows];
-  int64_t width = 1;
-  while (width < 4 && 2 * width <= panels && functions[log2_of(2 * width)] != nullptr) width *= 2;
-  return width;
-}
-
 }  // namespace
 
 Correction::Correction(const std::vector<AdapterRun>& runs, const Matrix& weights, const float* a, int64_t a_row,
@@ -48,14 +38,14 @@ Correction::Correction(const std::vector<AdapterRun>& runs, const Matrix& weight
 
 // Rows of a run by panels of its D, so that there is work for every thread.
 std::vector<Correction::Task> Correction::cut(int64_t rows) const {
-  const int64_t most = kernels().tile_rows;
+  const int64_t most = kernels().few_rows;
   std::vector<Task> tasks;
   tasks.reserve(static_cast<size_t>(2 * rows));
   for (const Run& run : runs_) {
     for (int64_t row = run.first; row < run.last; row += most) {
       const int64_t count = std::min(most, run.last - row);
       for (int64_t panel = 0, width; panel < run.change->panels; panel += width) {
-        width = widest(run.change->down_format, count, run.change->panels - panel);
+        width = widest(kernels(), run.change->down_format, count, run.change->panels - panel);
         tasks.push_back({run.change, row, count, panel, width});
       }
     }
@@ -65,7 +55,7 @@ std::vector<Correction::Task> Correction::cut(int64_t rows) const {
 
 void Correction::reduce(const Task& task, const float* a, int64_t a_row) const {
   const LowRank& change = *task.change;
-  kernels().tile[static_cast<int>(change.down_format)][task.count][log2_of(task.width)](
+  kernels().tile[static_cast<int>(change.down_format)][task.count][task.width](
       {a + task.row * a_row, a_row, change.panel(task.panel), change.cols * kLanes, change.cols,
        reduced_ + task.row * stride_ + task.panel * kLanes, stride_, false});
   const int64_t last = std::min((task.panel + task.width) * kLanes, static_cast<int64_t>(change.scales.size()));
@@ -81,7 +71,7 @@ void Correction::fetch_beginning(const Task& task) const {
 }
 
 void Correction::add(const Region& region, float* c, int64_t c_row) const {
-  const int64_t most = kernels().tile_rows;
+  const int64_t most = kernels().few_rows;
   for (const Run& run : runs_) {
     const int64_t first = std::max(run.first, region.row0), last = std::min(run.last, region.row1);
     if (first >= last) continue;
@@ -100,14 +90,13 @@ void Correction::add(const Region& region, float* c, int64_t c_row) const {
       int64_t width = alike;
       for (int64_t row = first; row < last && span.count > 0; row += most) {
         const int64_t count = std::min(most, last - row);
-        width = std::min(width, widest(change.format, count, alike));
+        width = std::min(width, widest(kernels(), change.format, count, alike));
       }
-      if (width == 3) width = 2;
       for (int64_t row = first; row < last && span.count > 0; row += most) {
         const int64_t count = std::min(most, last - row);
-        kernels().tile[format][count][log2_of(width)]({reduced_ + row * stride_ + span.first, stride_,
-                                                       change.up + span.offset * element, span.count * kLanes,
-                                                       span.count, c + row * c_row + panel * kLanes, c_row, true});
+        kernels().tile[format][count][width]({reduced_ + row * stride_ + span.first, stride_,
+                                              change.up + span.offset * element, span.count * kLanes, span.count,
+                                              c + row * c_row + panel * kLanes, c_row, true});
       }
       panel += width;
     }

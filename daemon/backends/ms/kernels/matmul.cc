@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "table.h"
+#include "product.h"
 #include "threadpool.h"
 #include "whole_matmul.h"
 
@@ -14,32 +14,6 @@ constexpr int64_t kDepth = 256;         // columns of A and W per pass of the bl
 constexpr int64_t kRowsAtOnce = 120;    // rows of A per task, so that their kDepth columns stay in the second-level cache
 constexpr int64_t kPanelsAtOnce = 8;    // panels per task of the blocked product
 constexpr int64_t kDirectTiles = 3;     // tiles of rows up to which packing A does not pay
-constexpr int64_t kAhead = 8192;        // bytes to fetch ahead in a panel that is read once
-constexpr int64_t kWorthForking = 256 << 10;  // bytes of weights that one thread reads as fast as two that must meet
-
-int log2_of(int64_t width) { return width == 4 ? 2 : width == 2 ? 1 : 0; }
-
-struct Product {
-  const Matrix& weights;
-  const float* a;
-  int64_t a_row, m;
-  float* c;
-  int64_t c_row;
-  const std::function<void(const Region&)>& finish;
-  const KernelTable& table;
-
-  int64_t tiles() const { return (m + table.tile_rows - 1) / table.tile_rows; }
-  int64_t first_row(int64_t tile) const { return m * tile / tiles(); }  // rows of tiles differ by one at most
-  int64_t rows_of(int64_t tile) const { return first_row(tile + 1) - first_row(tile); }
-
-  // The most panels every tile can take at once.
-  int64_t widest(int64_t panels) const {
-    const auto& functions = table.tile[static_cast<int>(weights.format())][(m + tiles() - 1) / tiles()];
-    int64_t width = 1;
-    while (width < 4 && 2 * width <= panels && functions[log2_of(2 * width)] != nullptr) width *= 2;
-    return width;
-  }
-};
 
 // Converts a block of panels [ks][16] to float32 in a buffer of the worker; float32 weights are used where they are.
 class Unpacker {
@@ -68,58 +42,6 @@ class Unpacker {
 
  private:
   std::vector<Memory> buffers_;
-};
-
-float* packing_room(size_t count) {
-  static Memory packed;
-  return packed.at_least(count);
-}
-
-// Few rows: weights stream through once, converted in registers; a further tile of rows finds them in the cache.
-class Direct {
- public:
-  explicit Direct(const Product& product) : p_(product) {
-    if (p_.m <= p_.table.tile_rows || p_.m > p_.table.stream_rows) return;
-    packed_ = packing_room(static_cast<size_t>(p_.m * p_.weights.cols()));
-    p_.table.pack_rows(p_.a, p_.a_row, static_cast<int>(p_.m), p_.weights.cols(), packed_);
-  }
-
-  void run() {
-    const Matrix& w = p_.weights;
-    const int64_t panels = w.panels();
-    const int64_t work = w.panel_elements() * panels * std::max(element_bytes(w.format()), p_.m / 4);
-    const int64_t width = packed_ != nullptr ? 1 : p_.widest(panels);
-    const int64_t grain = work < kWorthForking ? panels : round_up(width, w.parts());
-    ThreadPool::instance().each(panels, grain, [&](int64_t first, int64_t last, int) {
-      for (int64_t panel = first; panel < last;) {
-        const int64_t taken = std::min(width, p_.widest(last - panel));
-        if (packed_ != nullptr) stream(panel);
-        else tile(panel, taken);
-        panel += taken;
-      }
-      if (p_.finish) p_.finish({0, p_.m, first, last});
-    });
-  }
-
- private:
-  void tile(int64_t panel, int64_t width) const {
-    const Matrix& w = p_.weights;
-    for (int64_t t = 0; t < p_.tiles(); ++t)
-      p_.table.tile[static_cast<int>(w.format())][p_.rows_of(t)][log2_of(width)](
-          {p_.a + p_.first_row(t) * p_.a_row, p_.a_row, w.panel(panel), w.panel_elements(), w.cols(),
-           p_.c + p_.first_row(t) * p_.c_row + panel * kLanes, p_.c_row, false});
-  }
-
-  void stream(int64_t panel) const {
-    const Matrix& w = p_.weights;
-    const auto* b = static_cast<const char*>(w.panel(panel));
-    p_.table.stream_tile[static_cast<int>(w.format())][p_.m - kTileRows](
-        {packed_, 0, b, 0, w.cols(), p_.c + panel * kLanes, p_.c_row, false, b + kAhead,
-         kLanes * element_bytes(w.format())});
-  }
-
-  const Product& p_;
-  float* packed_ = nullptr;
 };
 
 // Many rows: A is packed, weights are converted a block at a time, C is resumed block by block.
@@ -190,12 +112,17 @@ class Blocked {
 
 }  // namespace
 
+float* packing_room(size_t count) {
+  static Memory packed;
+  return packed.at_least(count);
+}
+
 void matmul(const Matrix& weights, const float* a, int64_t a_row, int64_t m, float* c, int64_t c_row,
             const std::function<void(const Region&)>& finish) {
   if (m < 1) return;
   if (!is_float(weights.format())) return whole_matmul(weights, a, a_row, m, c, c_row, finish);
   const Product product{weights, a, a_row, m, c, c_row, finish, kernels()};
-  if (m <= product.table.stream_rows || product.tiles() <= kDirectTiles) Direct(product).run();
+  if (product.tiles() <= kDirectTiles) multiply_few(product);
   else Blocked(product).run();
 }
 

@@ -7,9 +7,10 @@
 
 namespace mindport {
 
-constexpr int kTileRows = 12;   // rows of the largest tile of any instruction set
-constexpr int kTileWidths = 3;  // tiles of 1, 2 and 4 panels
+constexpr int kTileRows = 14;    // rows of the largest tile of any instruction set
+constexpr int kTilePanels = 4;   // panels of the widest
 constexpr int kStreamRows = 24;  // rows of the largest tile of one panel
+constexpr int64_t kLead = 2048;  // bytes to fetch ahead in each panel: the hardware alone reaches 80 %
 
 // C[m, 16 p + lane] (+)= sum over k of A[m, k] * B[p][k][lane], by fused multiply-add in increasing order of k.
 struct Tile {
@@ -21,18 +22,18 @@ struct Tile {
   float* c;
   int64_t c_row;    // elements between rows of C
   bool resume;      // continue from C rather than from zero
-  const void* ahead = nullptr;  // memory to fetch meanwhile, or null: a line for each k (packed A)
+  const void* ahead = nullptr;  // memory to fetch meanwhile, or null: for each k a line (packed A), or one for each panel
   int64_t ahead_step = 0;       // bytes between those lines
 };
 using TileFunction = void (*)(const Tile&);
 
 struct KernelTable {
-  int tile_rows;      // most rows a tile takes
+  int tile_rows;      // most rows a tile takes with a packed A
+  int few_rows;       // most rows another tile takes
   int packed_width;   // panels of the tile used with a packed A
-  TileFunction tile[kFloatFormats][kTileRows + 1][kTileWidths];  // by rows and log2 of panels; null where registers run out
+  TileFunction tile[kFloatFormats][kTileRows + 1][kTilePanels + 1];  // by rows and panels; null where registers run out
   TileFunction packed_tile[kTileRows + 1][2];               // float32 panels, packed A; one panel or packed_width
-  int stream_rows;    // most rows of a tile of one panel, at least tile_rows
-  TileFunction stream_tile[kFloatFormats][kStreamRows - kTileRows + 1];  // packed A, by rows above kTileRows
+  TileFunction stream_tile[kFloatFormats][kStreamRows + 1];  // packed A, one panel of 16 bits an element; by rows, or null
   void (*unpack[kFloatFormats])(const void* source, int64_t groups, float* out);  // 16 elements a group, to float32
   void (*pack_rows)(const float* a, int64_t a_row, int rows, int64_t k, float* out);  // to [k][rows]
   AttentionTable attention;
@@ -46,6 +47,13 @@ struct KernelTable {
   void (*silu)(const float* x, int64_t n, float* out);
   bool (*finite)(const float* x, int64_t n);
 };
+
+// The most panels, at most `panels`, that a tile of these rows takes at once.
+inline int64_t widest(const KernelTable& table, Format format, int64_t rows, int64_t panels) {
+  int64_t width = panels < kTilePanels ? panels : kTilePanels;
+  while (table.tile[static_cast<int>(format)][rows][width] == nullptr) --width;
+  return width;
+}
 
 extern const KernelTable portable_table;
 #if defined(__x86_64__)

@@ -24,9 +24,6 @@ struct Elements<Format::float16> {
   static inline W load(const uint16_t* p) { return w_load_float16(p); }
 };
 
-constexpr int64_t kAhead = 2048;     // bytes to prefetch ahead in each panel: the hardware alone reaches 80 %
-constexpr int kPrefetchedRows = 8;   // with more rows the arithmetic hides the memory
-
 // Where a tile fetches what is wanted next: a line a step, or the same harmless one over and over.
 struct Ahead {
   const char* line;
@@ -40,8 +37,9 @@ struct Ahead {
   }
 };
 
-template <Format F, int M, int P, bool Packed>
-void tile(const Tile& t) {
+// With a packed A.
+template <Format F, int M, int P>
+void packed_tile(const Tile& t) {
   constexpr int N = kRegisters;
   using E = typename Elements<F>::Type;
   W acc[M][P][N];
@@ -55,7 +53,7 @@ void tile(const Tile& t) {
 
   const E* b = static_cast<const E*>(t.b);
   const float* a = t.a;
-  const int64_t b_panel = t.b_panel, a_row = t.a_row;
+  const int64_t b_panel = t.b_panel;
   Ahead ahead(t);
   for (int64_t k = t.k; k > 0; --k) {
     W bv[P][N];
@@ -63,21 +61,17 @@ void tile(const Tile& t) {
     for (int p = 0; p < P; ++p)
 #pragma GCC unroll 32
       for (int n = 0; n < N; ++n) bv[p][n] = Elements<F>::load(b + p * b_panel + n * L);
-    if constexpr (!Packed && M <= kPrefetchedRows) {
-#pragma GCC unroll 32
-      for (int p = 0; p < P; ++p) __builtin_prefetch(b + p * b_panel + kAhead / static_cast<int64_t>(sizeof(E)));
-    }
-    if constexpr (Packed) ahead.fetch();
+    ahead.fetch();
 #pragma GCC unroll 32
     for (int m = 0; m < M; ++m) {
-      const W av = w_set1(Packed ? a[m] : a[m * a_row]);
+      const W av = w_set1(a[m]);
 #pragma GCC unroll 32
       for (int p = 0; p < P; ++p)
 #pragma GCC unroll 32
         for (int n = 0; n < N; ++n) acc[m][p][n] = w_fma(av, bv[p][n], acc[m][p][n]);
     }
     b += 16;
-    a += Packed ? M : 1;
+    a += M;
   }
 
 #pragma GCC unroll 32
@@ -86,6 +80,68 @@ void tile(const Tile& t) {
     for (int p = 0; p < P; ++p)
 #pragma GCC unroll 32
       for (int n = 0; n < N; ++n) w_store(t.c + m * t.c_row + p * 16 + n * L, acc[m][p][n]);
+}
+
+template <int M, int P>
+struct Accumulators {
+  W s[M][P][kRegisters];
+};
+
+// One column of M rows of A and P panels.
+template <Format F, int M, int P, class E>
+__attribute__((always_inline)) inline void add_column(Accumulators<M, P>& acc, const E* b, int64_t b_panel, const float* a,
+                                                      int64_t a_row) {
+  W bv[P][kRegisters];
+#pragma GCC unroll 32
+  for (int p = 0; p < P; ++p)
+#pragma GCC unroll 32
+    for (int n = 0; n < kRegisters; ++n) bv[p][n] = Elements<F>::load(b + p * b_panel + n * L);
+#pragma GCC unroll 32
+  for (int m = 0; m < M; ++m) {
+    const W av = w_set1(a[m * a_row]);
+#pragma GCC unroll 32
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 32
+      for (int n = 0; n < kRegisters; ++n) acc.s[m][p][n] = w_fma(av, bv[p][n], acc.s[m][p][n]);
+  }
+}
+
+// A few rows of A as they lie. A line of each panel is fetched for each that is used: of its own next ones, or of those
+// of `ahead`.
+template <Format F, int M, int P>
+void few_tile(const Tile& t) {
+  using E = typename Elements<F>::Type;
+  constexpr int64_t kSize = sizeof(E), kColumns = 4 / kSize;  // of a line
+  Accumulators<M, P> acc;
+#pragma GCC unroll 32
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 32
+    for (int i = 0; i < P * kRegisters; ++i)
+      (&acc.s[m][0][0])[i] = t.resume ? w_load(t.c + m * t.c_row + i * L) : w_set1(0.0f);
+
+  const E* b = static_cast<const E*>(t.b);
+  const float* a = t.a;
+  const int64_t b_panel = t.b_panel, a_row = t.a_row;
+  const char* ahead = t.ahead != nullptr ? static_cast<const char*>(t.ahead) : static_cast<const char*>(t.b) + kLead;
+  const int64_t step = t.ahead != nullptr ? t.ahead_step : 64;
+  int64_t k = t.k;
+#pragma GCC unroll 1
+  for (; k >= kColumns; k -= kColumns) {
+#pragma GCC unroll 32
+    for (int p = 0; p < P; ++p) __builtin_prefetch(ahead + p * b_panel * kSize);
+    ahead += step;
+#pragma GCC unroll 32
+    for (int i = 0; i < kColumns; ++i) add_column<F, M, P>(acc, b + i * kLanes, b_panel, a + i, a_row);
+    b += kColumns * kLanes;
+    a += kColumns;
+  }
+#pragma GCC unroll 1
+  for (; k > 0; --k, b += kLanes, ++a) add_column<F, M, P>(acc, b, b_panel, a, a_row);
+
+#pragma GCC unroll 32
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 32
+    for (int i = 0; i < P * kRegisters; ++i) w_store(t.c + m * t.c_row + i * L, (&acc.s[m][0][0])[i]);
 }
 
 template <Format F>
@@ -121,46 +177,38 @@ inline void pack_rows(const float* a, int64_t a_row, int rows, int64_t k, float*
     for (m = 0; m < rows; ++m) out[i * rows + m] = a[m * a_row + i];
 }
 
-constexpr int kRowsOfStream = L == 16 ? 24 : kRowsOfTile;  // most rows of a tile of one panel
-
-template <Format F, int M, int P>
-constexpr TileFunction tile_if_fits() {
-  if constexpr (M <= kRowsOfTile && P <= max_width(M)) return tile<F, M, P, false>;
-  return nullptr;
-}
-
 template <Format F, int M>
 constexpr void fill_rows(KernelTable& table) {
   auto& widths = table.tile[static_cast<int>(F)][M];
-  widths[0] = tile_if_fits<F, M, 1>();
-  widths[1] = tile_if_fits<F, M, 2>();
-  widths[2] = tile_if_fits<F, M, 4>();
+  widths[1] = few_tile<F, M, 1>;
+  if constexpr (max_width(M) >= 2) widths[2] = few_tile<F, M, 2>;
+  if constexpr (max_width(M) >= 3) widths[3] = few_tile<F, M, 3>;
+  if constexpr (max_width(M) >= 4) widths[4] = few_tile<F, M, 4>;
   if constexpr (F == Format::float32 && M <= kRowsOfTile) {
-    table.packed_tile[M][0] = tile<F, M, 1, true>;
-    table.packed_tile[M][1] = tile<F, M, kPackedWidth, true>;
+    table.packed_tile[M][0] = packed_tile<F, M, 1>;
+    table.packed_tile[M][1] = packed_tile<F, M, kPackedWidth>;
   }
-  if constexpr (M < kTileRows) fill_rows<F, M + 1>(table);
+  if constexpr (M < kFewRows) fill_rows<F, M + 1>(table);
 }
 
 // Tiles of more rows than fit two panels.
 template <Format F, int M>
 constexpr void fill_streams(KernelTable& table) {
-  if constexpr (M <= kRowsOfStream) {
-    table.stream_tile[static_cast<int>(F)][M - kTileRows] = tile<F, M, 1, true>;
+  if constexpr (M <= kStreamRows && L == 16) {
+    table.stream_tile[static_cast<int>(F)][M] = packed_tile<F, M, 1>;
     fill_streams<F, M + 1>(table);
   }
 }
 
 constexpr void fill_tiles(KernelTable& table) {
   table.tile_rows = kRowsOfTile;
-  table.stream_rows = kRowsOfStream;
+  table.few_rows = kFewRows;
   table.packed_width = kPackedWidth;
   fill_rows<Format::float32, 1>(table);
   fill_rows<Format::bfloat16, 1>(table);
   fill_rows<Format::float16, 1>(table);
-  fill_streams<Format::float32, kTileRows + 1>(table);
-  fill_streams<Format::bfloat16, kTileRows + 1>(table);
-  fill_streams<Format::float16, kTileRows + 1>(table);
+  fill_streams<Format::bfloat16, kFewRows + 1>(table);
+  fill_streams<Format::float16, kFewRows + 1>(table);
   table.unpack[0] = unpack<Format::float32>;
   table.unpack[1] = unpack<Format::bfloat16>;
   table.unpack[2] = unpack<Format::float16>;

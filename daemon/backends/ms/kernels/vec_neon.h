@@ -10,7 +10,8 @@ namespace {
 
 using W = float32x4_t;
 constexpr int L = 4;
-constexpr int kRowsOfTile = 6;  // most rows a tile takes, and panels it may take without running out of registers
+constexpr int kRowsOfTile = 6;  // most rows of a tile of blocks
+constexpr int kFewRows = 6;     // most rows a tile takes, and panels it may take without running out of registers
 constexpr int max_width(int rows) { return rows <= 2 ? 2 : 1; }
 constexpr int kPackedWidth = 1;
 

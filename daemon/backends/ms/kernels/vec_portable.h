@@ -9,7 +9,8 @@ namespace {
 typedef float W __attribute__((vector_size(16)));
 typedef uint32_t WI __attribute__((vector_size(16)));
 constexpr int L = 4;
-constexpr int kRowsOfTile = 4;  // most rows a tile takes, and panels it may take without running out of registers
+constexpr int kRowsOfTile = 4;  // most rows of a tile of blocks
+constexpr int kFewRows = 4;     // most rows a tile takes, and panels it may take without running out of registers
 constexpr int max_width(int rows) { return rows == 1 ? 2 : 1; }
 constexpr int kPackedWidth = 1;
 

@@ -1,0 +1,29 @@
+// C = A * W^T of float formats, as its two ways of computing see it.
+#pragma once
+
+#include "matmul.h"
+#include "table.h"
+
+namespace mindport {
+
+struct Product {
+  const Matrix& weights;
+  const float* a;
+  int64_t a_row, m;
+  float* c;
+  int64_t c_row;
+  const std::function<void(const Region&)>& finish;
+  const KernelTable& table;
+
+  int64_t tiles() const { return (m + table.tile_rows - 1) / table.tile_rows; }
+  int64_t first_row(int64_t tile) const { return m * tile / tiles(); }  // rows of tiles differ by one at most
+  int64_t rows_of(int64_t tile) const { return first_row(tile + 1) - first_row(tile); }
+};
+
+// Room for a packed A.
+float* packing_room(size_t count);
+
+// Few rows: weights stream through once.
+void multiply_few(const Product& product);
+
+}  // namespace mindport
