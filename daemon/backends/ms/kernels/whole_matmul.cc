@@ -15,6 +15,7 @@ constexpr int64_t kRowsAtOnce = 240;  // rows per task, so that their columns of
 constexpr int64_t kPanelsAtOnce = 8;  // most panels per task of the blocked product
 constexpr int64_t kTasksAThread = 8;  // that there should be for an even finish
 constexpr int64_t kDirectTiles = 3;   // tiles of rows up to which weights stream through once
+constexpr int64_t kLead = 2048;       // bytes to fetch ahead in each panel
 constexpr int64_t kWorthForking = 256 << 10;  // bytes of weights that one thread reads as fast as two that must meet
 constexpr int64_t kRoundingCost = 8;  // of an activation, in multiply-adds of whole numbers
 
@@ -126,16 +127,30 @@ class WholeProduct {
   }
 
   void task(int64_t tile0, int64_t tile1, int64_t panel0, int64_t panel1) const {
-    const int64_t depth = tiles_ == 1 ? blocks_ : round_up(kDepthBlocks, group_blocks_);
-    for (int64_t block = 0; block < blocks_; block += depth) {
+    if (tiles_ == 1) stream(panel0, panel1);
+    const int64_t depth = round_up(kDepthBlocks, group_blocks_);
+    for (int64_t block = 0; block < blocks_ && tiles_ > 1; block += depth) {
       const int64_t count = std::min(depth, blocks_ - block);
       for (int64_t panel = panel0; panel < panel1;) {
         const int64_t width = widest(panel1 - panel);
-        for (int64_t t = tile0; t < tile1; ++t) multiply(t, panel, width, block, count);
+        for (int64_t t = tile0; t < tile1; ++t)
+          multiply(t, panel, width, block, count, block_at(panel, block) + kLead);
         panel += width;
       }
     }
     if (finish_) finish_({first_row(tile0), first_row(tile1), panel0, panel1});
+  }
+
+  // At the end of panels the beginning of the next ones is fetched.
+  void stream(int64_t panel0, int64_t panel1) const {
+    const int64_t wanted = round_up(kLead / block_bytes(), group_blocks_);
+    const int64_t before = wanted < blocks_ ? (blocks_ - wanted) / group_blocks_ * group_blocks_ : 0;
+    for (int64_t panel = panel0, width; panel < panel1; panel += width) {
+      width = widest(panel1 - panel);
+      if (before > 0) multiply(0, panel, width, 0, before, block_at(panel, blocks_ - before));
+      const int64_t next = panel + width < weights_.panels() ? panel + width : panel;
+      multiply(0, panel, width, before, blocks_ - before, block_at(next, 0));
+    }
   }
 
   struct Piece {
@@ -189,14 +204,14 @@ class WholeProduct {
     }
   }
 
-  void multiply(int64_t tile, int64_t panel, int64_t width, int64_t block, int64_t count) const {
+  void multiply(int64_t tile, int64_t panel, int64_t width, int64_t block, int64_t count, const uint8_t* ahead) const {
     const int64_t rows = rows_of(tile), group = block / group_blocks_;
     const WholeRows a = this->rows(tile);
     tile_functions(rows)[log2_of(width)](
         {{a.words + block * kBlock / 4 * rows, a.scales + group * rows, a.offsets + group * rows},
          block_at(panel, block), scales_at(panel, group), weights_.grouping().scales, weights_.panel_bytes(),
          weights_.panel_bytes(), count, group_blocks_, c_ + first_row(tile) * c_row_ + panel * kLanes, c_row_,
-         block > 0});
+         block > 0, ahead});
   }
 
   const Matrix& weights_;

@@ -6,9 +6,6 @@
 namespace mindport {
 namespace {
 
-constexpr int64_t kWholeAhead = 2048;    // bytes to prefetch ahead in each panel
-constexpr int kWholePrefetchedRows = 8;  // with more rows the arithmetic hides the memory
-
 inline W load_scale(const uint8_t* p, Format format, int64_t index) {
   if (format == Format::float32) return w_load(reinterpret_cast<const float*>(p) + index);
   const auto* half = reinterpret_cast<const uint16_t*>(p) + index;
@@ -49,7 +46,7 @@ __attribute__((always_inline)) inline void dot_quad(Sums<M, P>& sums, const U (&
 // The whole numbers of `blocks` blocks of columns. One loop: gcc keeps the sums of nested loops in memory.
 template <int M, int P>
 __attribute__((always_inline)) inline void blocks_of_bytes(Sums<M, P>& sums, const uint8_t* b, int64_t panel,
-                                                           const int32_t* a, int64_t blocks) {
+                                                           const int32_t* a, int64_t blocks, const char*& ahead) {
 #pragma GCC unroll 1
   for (int64_t q = blocks * 8; q > 0; --q) {
     U w[P][kRegisters];
@@ -57,17 +54,18 @@ __attribute__((always_inline)) inline void blocks_of_bytes(Sums<M, P>& sums, con
     for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 16
       for (int n = 0; n < kRegisters; ++n) w[p][n] = load_bytes(b + p * panel + n * 4 * L);
-      if constexpr (M <= kWholePrefetchedRows) __builtin_prefetch(b + p * panel + kWholeAhead);
+      __builtin_prefetch(ahead + p * panel);
     }
     dot_quad<M, P>(sums, w, a);
     b += 64;
+    ahead += 64;
     a += M;
   }
 }
 
 template <int M, int P>
 __attribute__((always_inline)) inline void quads_of_nibbles(Sums<M, P>& sums, const uint8_t* b, int64_t panel,
-                                                            const int32_t* a, int64_t count) {
+                                                            const int32_t* a, int64_t count, const char*& ahead) {
 #pragma GCC unroll 1
   for (int64_t q = count; q > 0; --q) {
     I raw[P][kRegisters];
@@ -75,7 +73,7 @@ __attribute__((always_inline)) inline void quads_of_nibbles(Sums<M, P>& sums, co
     for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 16
       for (int n = 0; n < kRegisters; ++n) raw[p][n] = i_load(b + p * panel + n * 4 * L);
-      if constexpr (M <= kWholePrefetchedRows) __builtin_prefetch(b + p * panel + kWholeAhead);
+      __builtin_prefetch(ahead + p * panel);
     }
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
@@ -94,6 +92,7 @@ __attribute__((always_inline)) inline void quads_of_nibbles(Sums<M, P>& sums, co
       }
     }
     b += 64;
+    ahead += 64;
     a += 2 * M;
   }
 }
@@ -101,13 +100,13 @@ __attribute__((always_inline)) inline void quads_of_nibbles(Sums<M, P>& sums, co
 // Weights of four bits: their products with bytes may be summed in narrower numbers over a block.
 template <int M, int P>
 __attribute__((always_inline)) inline void blocks_of_nibbles(Sums<M, P>& sums, const uint8_t* b, int64_t panel,
-                                                             const int32_t* a, int64_t blocks) {
-  if constexpr (!kNarrowSums) return quads_of_nibbles<M, P>(sums, b, panel, a, 4 * blocks);
+                                                             const int32_t* a, int64_t blocks, const char*& ahead) {
+  if constexpr (!kNarrowSums) return quads_of_nibbles<M, P>(sums, b, panel, a, 4 * blocks, ahead);
   for (; blocks > 0; --blocks) {
     Sums<M, P> part;
 #pragma GCC unroll 64
     for (int i = 0; i < M * P * kRegisters; ++i) (&part.s[0][0][0])[i] = i_set1(0);
-    quads_of_nibbles<M, P>(part, b, panel, a, 4);
+    quads_of_nibbles<M, P>(part, b, panel, a, 4, ahead);
 #pragma GCC unroll 64
     for (int i = 0; i < M * P * kRegisters; ++i) {
       I& sum = (&sums.s[0][0][0])[i];
@@ -157,10 +156,13 @@ __attribute__((always_inline)) inline void join_group(const WholeTile& t, int64_
     }
 }
 
+// A line of each panel at `ahead` is fetched for each that is used, and the scales of the next panels.
 template <int Bits, int M, int P>
 void whole_tile(const WholeTile& t) {
   const int32_t* a = t.a.words;
   const uint8_t* b = t.b;
+  const char* ahead = static_cast<const char*>(t.ahead);
+  const uint8_t* next_scales = t.scales + P * t.scale_panel;
   Totals<M, P> totals;
   load_totals(t, totals);
   for (int64_t block = 0, group = 0; block < t.blocks; ++group) {
@@ -172,12 +174,15 @@ void whole_tile(const WholeTile& t) {
 #pragma GCC unroll 16
       for (int i = 0; i < P * kRegisters; ++i) (&sums.s[m][0][0])[i] = offset;
     }
-    if constexpr (Bits == 8) blocks_of_bytes<M, P>(sums, b, t.b_panel, a, count);
-    else blocks_of_nibbles<M, P>(sums, b, t.b_panel, a, count);
+    if constexpr (Bits == 8) blocks_of_bytes<M, P>(sums, b, t.b_panel, a, count, ahead);
+    else blocks_of_nibbles<M, P>(sums, b, t.b_panel, a, count, ahead);
     b += count * kBlock * kLanes * Bits / 8;
     a += count * kBlock / 4 * M;
     block += count;
     join_group<M, P>(t, group, sums, totals);
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) __builtin_prefetch(next_scales + p * t.scale_panel);
+    next_scales += 16 * element_bytes(t.scale_format);
   }
   store_totals(t, totals);
 }
