@@ -120,6 +120,7 @@ class QueryGroup {
       keys_[i] = cache_.keys(block, kv_head_);
       values_[i] = cache_.values(block, kv_head_);
     }
+    std::copy_n(values_, kPointersAhead, keys_ + blocks);  // after its keys, a chunk's values are read
   }
 
   // Scores of a row become weights; its softmax state goes to `state`.

@@ -9,6 +9,8 @@ constexpr int kCacheFormats = 4;  // the float formats, and int8 with a scale a 
 constexpr int kAttentionRows = 12;  // rows of the largest tile of any instruction set
 constexpr int64_t kPointersAhead = 8;  // that a list of blocks goes on for, so that what comes next can be fetched
 
+constexpr int64_t kBlocksAhead = 4;  // of values that are fetched
+
 constexpr int64_t cache_element_bytes(Format format) {
   return format == Format::float32 ? 4 : format == Format::int8 ? 1 : 2;
 }

@@ -87,7 +87,7 @@ inline void mix_panels(const MixTile& t, int64_t panel) {
   const int64_t weights_row = t.weights_row;
   for (int64_t first = 0; first < t.positions; first += 16) {
     const E* values = reinterpret_cast<const E*>(t.values[first / 16]) + panel * 256;
-    const E* next = reinterpret_cast<const E*>(t.values[first / 16 + 1]) + panel * 256;
+    const E* next = reinterpret_cast<const E*>(t.values[first / 16 + kBlocksAhead]) + panel * 256;
     const int64_t rows = t.positions - first < 16 ? t.positions - first : 16;
     for (int64_t k = 0; k < rows; ++k) {
       W vv[P][N];
@@ -123,31 +123,27 @@ void mix(const MixTile& t) {
   for (; panel < t.panels; ++panel) mix_panels<F, M, 1>(t, panel);
 }
 
-// exp less 2^-64, and at least zero: what is that small beside the largest weight would make products subnormal, which
+// exp of x <= 0 less 2^-64, and at least zero: what is that small beside the largest weight would make products subnormal, which
 // processors are slow at.
 inline V weight_of(V x) {
   const V least = set1(5.421010862427522e-20f);
-  return sub(max(least, exp(x)), least);  // NaN stays NaN
+  return sub(max(least, exp_below(x)), least);  // NaN stays NaN
 }
 
 SoftmaxState softmax(float* scores, int64_t valid, int64_t padded) {
   const float lowest = -__builtin_inff();
+  const int64_t filled = (valid + 15) / 16 * 16;
+  for (int64_t i = valid; i < filled; ++i) scores[i] = lowest;  // weighs nothing
   V top = set1(lowest);
-  for (int64_t i = 0; i < valid; i += 16) top = max(top, load_part(scores + i, valid - i, lowest));
+  for (int64_t i = 0; i < filled; i += 16) top = max(top, load(scores + i));
   const float maximum = reduce_max(top);
   V total = set1(0.0f);
-  int64_t i = 0;
-  for (; i < valid; i += 16) {
-    V e = weight_of(sub(load_part(scores + i, valid - i, lowest), set1(maximum)));
-    if (valid - i < 16) {
-      float lanes[16];
-      store(lanes, e);
-      e = load_part(lanes, valid - i, 0.0f);
-    }
+  for (int64_t i = 0; i < filled; i += 16) {
+    const V e = weight_of(sub(load(scores + i), set1(maximum)));
     store(scores + i, e);
     total = add(total, e);
   }
-  for (; i < padded; i += 16) store(scores + i, set1(0.0f));
+  for (int64_t i = filled; i < padded; i += 16) store(scores + i, set1(0.0f));
   return {maximum, reduce_add(total)};
 }
 

@@ -56,15 +56,16 @@ const float* activate(Block& block, int64_t expert, const float* in, int64_t row
   matmul(weights, in, hidden, rows, wide, stride, [&](const Region& region) {
     const KernelTable& table = kernels();
     correction.add(region, wide, stride);
+    const int64_t first = region.panel0 / 2 * kLanes, last = std::min(inner, region.panel1 / 2 * kLanes);
     for (int64_t r = region.row0; r < region.row1; ++r) {
-      for (int64_t panel = region.panel0; panel < region.panel1; panel += 2) {
-        float* g = wide + r * stride + panel * kLanes;
-        float* u = g + kLanes;
-        const int64_t column = panel / 2 * kLanes, n = std::min(kLanes, inner - column);
-        if (gate_bias != nullptr) table.add(g, gate_bias + column, n, g);
-        if (up != nullptr) table.add(u, up + column, n, u);
-        table.swiglu(g, u, n, activated + r * inner + column);
+      float* pairs = wide + r * stride + region.panel0 * kLanes;
+      for (int64_t column = first; column < last; column += kLanes) {
+        float* pair = pairs + 2 * (column - first);
+        const int64_t n = std::min(kLanes, last - column);
+        if (gate_bias != nullptr) table.add(pair, gate_bias + column, n, pair);
+        if (up != nullptr) table.add(pair + kLanes, up + column, n, pair + kLanes);
       }
+      table.swiglu(pairs, last - first, activated + r * inner + first);
     }
   });
   return activated;

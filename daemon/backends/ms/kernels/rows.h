@@ -22,11 +22,8 @@ void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* 
   }
 }
 
-void swiglu(const float* gate, const float* up, int64_t n, float* out) {
-  for (int64_t i = 0; i < n; i += 16) {
-    const V g = load_part(gate + i, n - i, 0.0f);
-    store_part(out + i, mul(silu(g), load_part(up + i, n - i, 0.0f)), n - i);
-  }
+void swiglu(const float* pairs, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; i += 16, pairs += 32) store_part(out + i, mul(silu(load(pairs)), load(pairs + 16)), n - i);
 }
 
 void add_rows(const float* x, const float* y, int64_t n, float* out) {

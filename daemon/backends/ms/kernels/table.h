@@ -38,7 +38,7 @@ struct KernelTable {
   void (*pack_rows)(const float* a, int64_t a_row, int rows, int64_t k, float* out);  // to [k][rows]
   AttentionTable attention;
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
-  void (*swiglu)(const float* gate, const float* up, int64_t n, float* out);
+  void (*swiglu)(const float* pairs, int64_t n, float* out);  // silu(gate) * up; 16 of each take turns
   void (*add)(const float* x, const float* y, int64_t n, float* out);
   void (*residual)(const float* x, const float* delta, float scale, int64_t n, float* out);  // x + scale * delta
   void (*scale)(float factor, int64_t n, float* x);

@@ -40,6 +40,14 @@ inline W w_exponent(W t) {
   __builtin_memcpy(&r, &bits, sizeof r);
   return r;
 }
+inline W w_minus_bits(int32_t bits, W a) {  // as integers
+  WI less;
+  __builtin_memcpy(&less, &a, sizeof less);
+  less = static_cast<uint32_t>(bits) - less;
+  W r;
+  __builtin_memcpy(&r, &less, sizeof r);
+  return r;
+}
 inline W w_load_bfloat16(const uint16_t* p) {
   return W{from_bfloat16(p[0]), from_bfloat16(p[1]), from_bfloat16(p[2]), from_bfloat16(p[3])};
 }
