@@ -46,6 +46,8 @@ _KINDS_OF_NAME: Mapping[str, FaultKind] = {
 
 def error_of_response(response: httpx2.Response, body: bytes, request_id: str) -> RequestError:
     """The exception for an answer whose status is not 200."""
+    if response.headers.get("Content-Type", "").startswith("text/html"):
+        return _error_of_page(response, request_id)
     try:
         decoded = json.loads(body)
     except ValueError:
@@ -57,6 +59,14 @@ def error_of_response(response: httpx2.Response, body: bytes, request_id: str) -
     if error.kind in {FaultKind.OVERLOADED, FaultKind.NOT_READY}:
         error.retry_after_s = _seconds(response.headers.get("Retry-After"))
     return error
+
+
+def _error_of_page(response: httpx2.Response, request_id: str) -> RequestError:
+    """A page for people, as proxies and other programs send it; no daemon does."""
+    kind = KINDS_OF_STATUS.get(response.status_code, FaultKind.INTERNAL)
+    message = f"{response.url} answered {response.status_code} {response.reason_phrase} with a web page"
+    hint = "another program may have this port, or a proxy stand before it; a daemon's is http://HOST:1025"
+    return request_error(kind, message, hint, request_id=request_id)
 
 
 def error_of_body(body: Any, status: int, request_id: str, named: str | None = None) -> RequestError:

@@ -98,5 +98,7 @@ async def _no_route(request: Request, error: Exception) -> Response:
         return response
     served = any(getattr(route, "path", None) == "/v1/models" for route in request.app.routes)
     hint = "GET /info and GET /v1/models list the models" if served else "inference is on http_port"
+    if path == "/metrics":
+        hint = "metrics are on metrics_port, 1027 unless it was set"
     fault = Fault(FaultKind.NOT_FOUND, f"Not Found: there is no {path} here", hint)
     return response_of(family, fault)

@@ -58,6 +58,7 @@ class Facts:
 
     def routes(self) -> list[BaseRoute]:
         return [
+            Route("/", self.greeting, methods=["GET"]),
             Route("/info", endpoint(Family.MINDIE, self.info), methods=["GET"]),
             Route("/version", self.version, methods=["GET"]),
             Route("/tokenize", endpoint(Family.OPENAI, self.tokenize), methods=["POST"]),
@@ -84,6 +85,11 @@ class Facts:
             "models": [_info(other) for other in self._service.models() if other.state is State.READY],
         }
         return bodies.json_response(info)
+
+    async def greeting(self, _: Request) -> Response:
+        """For whoever opens the address in a browser."""
+        text = f"mindport {self._options.version} is running. GET /v1/models lists what it serves.\n"
+        return Response(text, media_type="text/plain")
 
     async def version(self, _: Request) -> Response:
         return bodies.json_response({"version": self._options.version})

@@ -132,6 +132,18 @@ def test_answer_of_another_server(body: str) -> None:
         client.generate("x")
 
 
+def test_a_web_page_is_told_in_one_sentence() -> None:
+    page = Reply(
+        501, ("<!DOCTYPE HTML><html>\n<h1>Error</h1></html>",), {"Content-Type": "text/html;charset=utf-8"}
+    )
+    with scripted(page) as (url, _), Client(url) as client, pytest.raises(ClientError) as caught:
+        client.generate("x")
+    assert "answered 501" in caught.value.message
+    assert "web page" in caught.value.message
+    assert "<" not in caught.value.message
+    assert "another program" in caught.value.hint
+
+
 def test_closing_a_stream_closes_the_connection() -> None:
     with scripted(streamed(event("a"), hangs=True)) as (url, server), Client(url) as client:
         with client.stream("x") as stream:

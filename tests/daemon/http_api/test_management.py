@@ -56,6 +56,14 @@ def test_an_unknown_path_says_where_to_look(url: str, management_url: str) -> No
     assert "inference is on http_port" in elsewhere.json()["error"]["message"]
 
 
+def test_the_address_in_a_browser(url: str) -> None:
+    answer = httpx2.get(f"{url}/")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert "is running" in answer.text
+    assert "metrics_port" in httpx2.get(f"{url}/metrics").json()["error"]
+
+
 def test_metrics_may_share_a_port(service: FakeService, pool: Pool, control: Control) -> None:
     assert httpx2.get(f"{pool.serve(build_metrics_app(render))}/metrics").text == "up 1\n"
     options = HttpOptions()
