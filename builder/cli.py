@@ -77,7 +77,7 @@ def cli(debug: bool) -> None:
 @cli.command("list")
 @_json_option
 def list_command(as_json: bool) -> None:
-    """The models the builder knows, and whether their sources are there."""
+    """The models the builder knows. Says whether their sources are there."""
     from builder.listing import list_recipes
     from builder.report import print_json, say
 
@@ -220,7 +220,7 @@ def _order(options: dict[str, Any]) -> Order:
 )
 @_json_option
 def check(subject: str, as_json: bool, **options: Any) -> None:
-    """Check a model's sources, or a model directory, and forecast its memory. Writes nothing."""
+    """Check a model's sources, or a model directory. Forecasts its memory, and writes nothing."""
     from builder.check import check_directory, check_sources, is_model_directory
     from builder.forecast import Budget
     from builder.sources import Requested

@@ -83,7 +83,7 @@ def _size(context: click.Context, parameter: click.Parameter, value: str) -> int
 @click.option("--quiet", "-q", is_flag=True, help="No progress and no notes.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def convert(quiet: bool, as_json: bool, **options: Any) -> None:
-    """Write the checkpoint SOURCE in another form to TARGET, a folder or one file.
+    """Write the checkpoint SOURCE in another form. TARGET is a folder or one file.
 
     Reads safetensors, torch .bin, .pth and .pt, MindSpore .ckpt, rank_N folders and Meta's consolidated
     files. Weights are the same bits unless --dtype asks for others. After an interruption the same command

@@ -170,6 +170,8 @@ def test_help_starts_light(program: str) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith("Usage:")
+    summaries = done.stdout.partition("Commands:")[2].splitlines()
+    assert not [line for line in summaries if line.endswith("...")], "say a command's purpose in fewer words"
     loaded = set(json.loads(done.stderr.splitlines()[-1]))
     assert not HEAVY & loaded
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 )
 @connection_options
 def load(*, connection: Connection, model: str, adapters: Sequence[str]) -> None:
-    """Load or reload MODEL, or an adapter beside it, and wait until it is ready."""
+    """Load or reload MODEL, or an adapter beside it. Waits until it is ready."""
     named = [_adapter(text) for text in adapters]
     with connection.open() as client:
         if not named:
@@ -49,7 +49,7 @@ def load(*, connection: Connection, model: str, adapters: Sequence[str]) -> None
 @click.option("--adapter", "adapters", multiple=True, metavar="NAME", help="An adapter instead. Repeatable.")
 @connection_options
 def unload(*, connection: Connection, model: str | None, adapters: Sequence[str]) -> None:
-    """Let the requests of MODEL, or of an adapter, finish and serve it no longer."""
+    """Serve MODEL, or an adapter, no longer. Its running requests finish first."""
     if (model is None) == (not adapters):
         raise click.UsageError("name a MODEL or an --adapter")
     with connection.open() as client:

@@ -52,7 +52,7 @@ def generate(  # noqa: PLR0913 - the options of a command
     sampling: OptionFields,
     verbose: bool,
 ) -> None:
-    """Answer PROMPT, or the text on standard input if PROMPT is missing or -."""
+    """Answer PROMPT. If it is missing or -, the prompt is what stands on standard input."""
     if raw and system is not None:
         raise click.UsageError("--system needs the chat template, which --raw leaves out")
     streamed = stream if stream is not None else sys.stdout.isatty() and not as_json

@@ -50,7 +50,7 @@ Examples:
 def perplexity(
     *, connection: Connection, models: Sequence[str], text: Path, window: int, as_json: bool
 ) -> None:
-    """Measure how well models foresee a text, and how much worse the others do than the first."""
+    """Measure how well models foresee a text. Of several, says how much worse each is than the first."""
     from client.perplexity import read_pieces
 
     pieces = read_pieces(text)
