@@ -37,7 +37,7 @@ from daemon.backends.ms.packed_cache import PackedCache, PackedWeights
 from daemon.backends.ms.quantization import HEAD_DTYPES, Formats, Use
 from daemon.backends.ms.segments import Segment
 from daemon.backends.ms.shape import DecoderShape
-from daemon.backends.ms.weights import WeightLoader
+from daemon.backends.ms.weights import WeightLoader, estimate
 from daemon.engine_options import DEFAULTS
 
 FloatArray = npt.NDArray[np.float32]
@@ -105,12 +105,13 @@ class ModelRunner:
         _check_options(options)
         checkpoint = Checkpoint(model_dir)
         progress(0.0, "starting MindSpore")
-        threads = options.threads or len(os.sched_getaffinity(0))
+        weights = estimate(model_dir, options.dtype, head_dtype=options.head_dtype).weight_bytes
         try:
             kernels = Kernels()
-            kernels.threads = threads
-            _set_up_mindspore()
-            return cls._build(model_dir, config, (shape, options), (kernels, checkpoint), progress)
+            kernels.threads = options.threads or len(os.sched_getaffinity(0))
+            with kernels.reserve(0 if options.packed_cache else weights):
+                _set_up_mindspore()
+                return cls._build(model_dir, config, (shape, options), (kernels, checkpoint), progress)
         except KernelError as error:
             raise _fault_of(error) from None
 

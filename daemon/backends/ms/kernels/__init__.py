@@ -6,9 +6,11 @@ function that can fail raises ``KernelError``. Calls release the interpreter loc
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -51,6 +53,8 @@ _POINTER = ctypes.c_void_p
 _SIGNATURES: Mapping[str, tuple[int, int]] = MappingProxyType(
     {
         "mp_set_threads": (1, 0),
+        "mp_reserve": (1, 0),
+        "mp_reserve_clear": (0, 0),
         "mp_matrix_new": (6, 0),
         "mp_matrix_free": (1, 0),
         "mp_matrix_bytes": (1, 0),
@@ -189,6 +193,18 @@ class Kernels:
         self._check(self._library.mp_set_threads(count))
 
     # Matrices.
+
+    @contextlib.contextmanager
+    def reserve(self, size: int) -> Iterator[None]:
+        """Memory for the matrices that are made meanwhile is cleared by a thread of its own."""
+        self._check(self._library.mp_reserve(size))
+        thread = threading.Thread(target=self._library.mp_reserve_clear, name="reserve")
+        thread.start()
+        try:
+            yield
+        finally:
+            self._library.mp_reserve(0)
+            thread.join()
 
     def new_matrix(self, rows: int, cols: int, *, parts: int = 1, dtype: str = "float32") -> int:
         """Room for a packed [rows, cols] matrix; ``parts`` of them take turns by panels (gate and up)."""

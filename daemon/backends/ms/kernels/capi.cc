@@ -54,6 +54,15 @@ MP_API int64_t mp_set_threads(int64_t threads) {
 
 // Matrices.
 
+// Memory for those to come; of none, what is left of it is given back.
+MP_API int64_t mp_reserve(int64_t bytes) {
+  return guarded([&] { return Reserve::instance().make(static_cast<size_t>(bytes)), int64_t{0}; });
+}
+
+MP_API int64_t mp_reserve_clear() {
+  return guarded([&] { return Reserve::instance().clear(), int64_t{0}; });
+}
+
 // Columns of a group and the format of scales are for whole numbers.
 MP_API int64_t mp_matrix_new(int64_t rows, int64_t cols, int64_t parts, int64_t format, int64_t group, int64_t scales) {
   return guarded([&] {

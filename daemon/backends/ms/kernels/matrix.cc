@@ -106,7 +106,7 @@ Matrix::Matrix(int64_t rows, int64_t cols, int64_t parts, Format format, Groupin
       throw std::invalid_argument("groups must be multiples of 32 columns, their scales floats");
     panel_bytes_ = round_up(scales_at() + groups() * kLanes * element_bytes(grouping.scales), 64);
   }
-  memory_ = Memory(static_cast<size_t>(panels_ * panel_bytes_));
+  memory_ = Reserve::instance().take(static_cast<size_t>(panels_ * panel_bytes_));
 }
 
 // Calls body(panel, lane, rows, done): `rows` rows from `lane` on, `done` rows after the first.

@@ -3,10 +3,13 @@
 #pragma once
 
 #include <sys/mman.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <mutex>
 #include <new>
 #include <stdexcept>
 #include <utility>
@@ -57,9 +60,61 @@ class Memory {
   }
 
  private:
+  friend class Reserve;
   static constexpr size_t kHugePage = size_t{2} << 20;
   void* data_ = nullptr;
   size_t bytes_ = 0;
+};
+
+// Memory for matrices that are not known yet, cleared beside other work: the system clears a page when it is first
+// touched, which takes about as long as filling it, and many times that where a virtual machine gets it only then.
+class Reserve {
+ public:
+  static Reserve& instance() {
+    static Reserve reserve;
+    return reserve;
+  }
+
+  // What is left of one made before is given back.
+  void make(size_t bytes) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    rest_ = Memory(bytes);
+  }
+
+  // Returns when all that nobody took is cleared, or given back. Where the system cannot do it, nothing happens.
+  void clear() {
+    uint8_t* page = nullptr;
+    constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE, which older headers lack
+    // Whoever takes memory meanwhile clears it by writing. Pages given back meanwhile are an error, which ends this.
+    for (size_t size = left_from(page); size > 0; size = left_from(page += size))
+      if (madvise(page, size, kPopulateWrite) != 0) return;
+  }
+
+  // A part of it, or fresh memory when there is not enough left.
+  Memory take(size_t bytes) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    const size_t room = (bytes + page - 1) / page * page;
+    if (bytes == 0 || room >= rest_.bytes_) return Memory(bytes);
+    Memory part;
+    part.data_ = rest_.data_;
+    part.bytes_ = bytes;
+    rest_.data_ = rest_.bytes() + room;
+    rest_.bytes_ -= room;
+    return part;
+  }
+
+ private:
+  // Up to a large page from here on; 0: there is no more. Moves on to what nobody has taken.
+  size_t left_from(uint8_t*& page) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    uint8_t* end = rest_.bytes() + rest_.bytes_;
+    page = std::max(page, rest_.bytes());
+    return page < end ? std::min(Memory::kHugePage, static_cast<size_t>(end - page)) : 0;
+  }
+
+  std::mutex mutex_;
+  Memory rest_;
 };
 
 // Pieces that live as long as the arena, one after the other: small matrices that share large pages.

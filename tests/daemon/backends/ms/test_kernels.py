@@ -207,6 +207,31 @@ def test_an_absurd_size_is_out_of_memory(kernels: Kernels) -> None:
     assert caught.value.out_of_memory
 
 
+@pytest.mark.parametrize("size", [0, 5000, 40_000, 3 << 20, 64 << 20])
+def test_reserved_memory_is_as_fresh_as_any(kernels: Kernels, size: int) -> None:
+    """For none, some, or all of the matrices; which outlive the reserve, and go in any order."""
+    shapes = [(16, 100), (48, 300), (700, 1000), (33, 7)]
+    sources = [normal(place, *shape) for place, shape in enumerate(shapes)]
+    for _ in range(3):
+        with kernels.reserve(size):
+            matrices = [kernels.new_matrix(*shape) for shape in shapes]
+            assert not any(any(kernels.matrix_data(matrix)) for matrix in matrices[:2])
+        for matrix, source in zip(matrices, sources, strict=True):
+            kernels.pack(matrix, (0, 0, len(source)), pointer(source), "float32")
+        for matrix, source in zip(matrices, sources, strict=True):
+            panels = -(-len(source) // 16)
+            product = kernels.matmul(matrix, np.eye(source.shape[1], dtype=np.float32), panels)
+            assert np.array_equal(product[:, : len(source)], source.T)
+        for place in (2, 0, 3, 1):
+            kernels.free_matrix(matrices[place])
+
+
+def test_more_than_there_is_cannot_be_reserved(kernels: Kernels) -> None:
+    with pytest.raises(KernelError) as caught, kernels.reserve(1 << 55):
+        pass
+    assert caught.value.out_of_memory
+
+
 def test_threads_come_and_go(kernels: Kernels) -> None:
     weights, a = normal(0, 512, 64), normal(1, 2, 64)
     with Packed(kernels, weights, "float32") as matrix:
