@@ -62,7 +62,7 @@ class HttpTransport:
         listed: dict[str, Any] = {}
         try:
             listed = await self._json("GET", "/v1/models")
-        except ModelNotFoundError:  # a daemon's management port
+        except ModelNotFoundError:  # a server with Triton's API alone
             only_index = True
         lengths = {card["id"]: card.get("max_model_len") for card in listed.get("data", [])}
         async with self._send("POST", "/v2/repository/index", json={}) as response:

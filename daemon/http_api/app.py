@@ -39,11 +39,11 @@ def build_inference_app(service: Service, options: HttpOptions) -> Starlette:
 
 
 def build_management_app(service: Service, options: HttpOptions, control: DaemonControl) -> Starlette:
-    """Health, Triton's endpoints with load and unload, and the daemon's own status and stop."""
+    """Health, models and adapters, Triton's endpoints, and the daemon's own status and stop."""
     routes = [
         *Management(service, control).routes(),
         *Health(service).routes(),
-        *openai.adapter_routes(service, options, controls_models=True),
+        *openai.model_routes(service, options, controls_models=True),
         *triton.routes(service, options, controls_models=True),
     ]
     return _build(routes, options)
@@ -96,7 +96,7 @@ async def _no_route(request: Request, error: Exception) -> Response:
         response = response_of(family, Fault(FaultKind.INVALID_REQUEST, message, f"use {allowed}"), 405)
         response.headers["Allow"] = allowed
         return response
-    served = any(getattr(route, "path", None) == "/v1/models" for route in request.app.routes)
+    served = any(getattr(route, "path", None) == "/v1/completions" for route in request.app.routes)
     hint = "GET /info and GET /v1/models list the models" if served else "inference is on http_port"
     if path == "/metrics":
         hint = "metrics are on metrics_port, 1027 unless it was set"

@@ -66,7 +66,7 @@ def test_only_a_model_that_is_there_is_unloaded(
     assert sentence in capsys.readouterr().err
 
 
-def test_the_management_port_has_the_index_alone() -> None:
+def test_a_server_may_have_the_index_alone() -> None:
     missing = Reply(404, ('{"error": "there is no /v1/models here"}',), {"X-Fault-Kind": "not_found"})
     with scripted(missing, _listing("m")[1], DONE) as (url, server):
         assert run(["unload", "m", "--url", url]) == 0

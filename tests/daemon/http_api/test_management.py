@@ -64,6 +64,12 @@ def test_the_address_in_a_browser(url: str) -> None:
     assert "metrics_port" in httpx2.get(f"{url}/metrics").json()["error"]
 
 
+def test_both_ports_list_the_same_models(url: str, management_url: str) -> None:
+    listed = httpx2.get(f"{url}/v1/models").json()
+    assert listed["data"]
+    assert httpx2.get(f"{management_url}/v1/models").json() == listed
+
+
 def test_metrics_may_share_a_port(service: FakeService, pool: Pool, control: Control) -> None:
     assert httpx2.get(f"{pool.serve(build_metrics_app(render))}/metrics").text == "up 1\n"
     options = HttpOptions()

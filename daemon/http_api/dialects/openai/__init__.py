@@ -16,20 +16,20 @@ from daemon.service.facade import Service
 
 def routes(service: Service, options: HttpOptions, *, controls_models: bool) -> list[BaseRoute]:
     chat, completions = Chat(service, options), Completions(service, options)
-    models = Models(service)
     return [
         Route("/v1/chat/completions", endpoint(Family.OPENAI, chat.create), methods=["POST"]),
         Route("/v1/completions", endpoint(Family.OPENAI, completions.create), methods=["POST"]),
-        Route("/v1/models", endpoint(Family.OPENAI, models.list), methods=["GET"]),
-        Route("/v1/models/{model}", endpoint(Family.OPENAI, models.show), methods=["GET"]),
-        *adapter_routes(service, options, controls_models=controls_models),
+        *model_routes(service, options, controls_models=controls_models),
     ]
 
 
-def adapter_routes(service: Service, options: HttpOptions, *, controls_models: bool) -> list[BaseRoute]:
-    """What changes the adapters that are served."""
+def model_routes(service: Service, options: HttpOptions, *, controls_models: bool) -> list[BaseRoute]:
+    """What lists models and adapters, and what changes the adapters that are served."""
+    models = Models(service)
     adapters = Adapters(service, options, controls_models=controls_models)
     return [
+        Route("/v1/models", endpoint(Family.OPENAI, models.list), methods=["GET"]),
+        Route("/v1/models/{model}", endpoint(Family.OPENAI, models.show), methods=["GET"]),
         Route("/v1/load_lora_adapter", endpoint(Family.OPENAI, adapters.load), methods=["POST"]),
         Route("/v1/unload_lora_adapter", endpoint(Family.OPENAI, adapters.unload), methods=["POST"]),
     ]
