@@ -200,22 +200,8 @@ int8_t whole(float x, float inverse) {
 
 }  // namespace
 
-namespace {
-
-constexpr size_t kPage = 4096, kLargePage = size_t{2} << 20, kOdd = 317;  // about the golden section of a large page
-
-// Caches begin at different places of a large page: at the same one, all layers would need a new one in the same step.
-size_t next_begin(size_t bytes) {
-  static std::atomic<size_t> made{0};
-  return bytes < kLargePage ? 0 : made++ * kOdd * kPage % kLargePage;
-}
-
-}  // namespace
-
 LayerCache::LayerCache(const HeadShape& shape, int64_t num_blocks, Format format) : shape_(shape), format_(format) {
-  const auto bytes = static_cast<size_t>(num_blocks * block_bytes());
-  begin_ = next_begin(bytes);
-  memory_ = Memory(begin_ + bytes);
+  memory_ = Memory(static_cast<size_t>(num_blocks * block_bytes()), Pages::small);
 }
 
 void LayerCache::write(int64_t block, int64_t slot, int64_t kv_head, const float* key, const float* value) {

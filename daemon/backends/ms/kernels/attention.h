@@ -26,7 +26,7 @@ class LayerCache {
 
   Format format() const { return format_; }
   uint8_t* keys(int64_t block, int64_t kv_head) const {
-    return memory_.bytes() + begin_ + (block * shape_.kv_heads + kv_head) * head_bytes();
+    return memory_.bytes() + (block * shape_.kv_heads + kv_head) * head_bytes();
   }
   uint8_t* values(int64_t block, int64_t kv_head) const { return keys(block, kv_head) + keys_bytes(); }
   int64_t key_scales_at() const { return keys_bytes() + values_bytes(); }                     // after the keys
@@ -44,7 +44,6 @@ class LayerCache {
   HeadShape shape_;
   Format format_;
   Memory memory_;
-  size_t begin_ = 0;  // in the memory
 };
 
 // What the heads of a layer have beyond their shape.

@@ -17,17 +17,22 @@
 
 namespace mindport {
 
+// What is read over and over is faster in large pages. What is first written step by step comes in small ones: to clear
+// a large page for each of many layers takes many times as long as a step.
+enum class Pages { large, small };
+
 class Memory {
  public:
   Memory() = default;
-  explicit Memory(size_t bytes) : bytes_(bytes) {
+  explicit Memory(size_t bytes, Pages pages = Pages::large) : bytes_(bytes) {
     if (bytes == 0) return;
     data_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (data_ == MAP_FAILED) {
       data_ = nullptr;
       throw std::bad_alloc();
     }
-    if (bytes >= kHugePage) madvise(data_, bytes, MADV_HUGEPAGE);  // advice only: nothing depends on it
+    // Advice only: nothing depends on it.
+    if (bytes >= kHugePage) madvise(data_, bytes, pages == Pages::large ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
   }
   // A part of a file, to read only: `offset` is a multiple of the page size. Processes that map it share the pages.
   static Memory of_file(int descriptor, int64_t offset, size_t bytes) {

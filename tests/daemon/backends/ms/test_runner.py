@@ -114,7 +114,6 @@ def test_narrow_keys_and_values_take_less_memory(
 def test_first_and_last_block_of_a_large_cache_are_as_good_as_of_a_small_one(
     tmp_path: Path, runner: ModelRunner
 ) -> None:
-    """Caches of more than a large page begin at different places of one."""
     many = 3 * 2**21 // (runner.kv_bytes_per_block // 4)
     large = load(
         write_model(tmp_path), RunnerOptions(num_blocks=many, max_rows=96, max_logit_rows=96, threads=2)
