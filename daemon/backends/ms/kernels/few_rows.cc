@@ -31,7 +31,7 @@ class FewRows {
     const int64_t panels = w.panels(), width = stream_ != nullptr ? 1 : widest(panels);
     const int64_t work = w.panel_bytes() * panels * std::max<int64_t>(1, p_.m / 4);
     const int64_t grain = work < kWorthForking ? panels : std::lcm(width, w.parts());
-    ThreadPool::instance().each(panels, grain, [&](int64_t first, int64_t last, int) {
+    ThreadPool::instance().each_stretch(panels, grain, [&](int64_t first, int64_t last, int) {
       if (stream_ != nullptr) stream(first, last);
       else blocks(first, last);
       if (p_.finish) p_.finish({0, p_.m, first, last});

@@ -50,7 +50,68 @@ class ThreadPool {
     });
   }
 
+  // The same for work that streams through memory: a worker goes through a stretch of its own, so that what it fetches
+  // ahead is its own next piece, and then takes over half of what another has left.
+  template <class Body>
+  void each_stretch(int64_t count, int64_t grain, const Body& body) {
+    if (count <= grain || size() == 1) {
+      if (count > 0) body(int64_t{0}, count, 0);
+      return;
+    }
+    const int64_t grains = (count + grain - 1) / grain;
+    Stretches stretches(grains, size());
+    run([&](int worker) {
+      for (int64_t first, last; stretches.take(worker, first, last);)
+        body(first * grain, std::min(count, last * grain), worker);
+    });
+  }
+
  private:
+  // What is left of each worker's stretch.
+  class Stretches {
+   public:
+    Stretches(int64_t count, int workers) : left_(static_cast<size_t>(workers)) {
+      for (int64_t w = 0; w < workers; ++w)
+        left_[static_cast<size_t>(w)].range = pack(count * w / workers, count * (w + 1) / workers);
+    }
+
+    // The next piece of a worker; false when nothing is left.
+    bool take(int worker, int64_t& first, int64_t& last) {
+      auto& own = left_[static_cast<size_t>(worker)].range;
+      while (true) {
+        for (uint64_t seen = own.load(); begin(seen) < end(seen);) {
+          first = begin(seen);
+          last = first + std::max<int64_t>((end(seen) - first) / 4, 1);
+          if (own.compare_exchange_weak(seen, pack(last, end(seen)))) return true;
+        }
+        if (!take_over(own)) return false;
+      }
+    }
+
+   private:
+    struct alignas(64) Left {
+      std::atomic<uint64_t> range{0};
+    };
+
+    static uint64_t pack(int64_t first, int64_t last) { return static_cast<uint64_t>(first) << 32 | static_cast<uint64_t>(last); }
+    static int64_t begin(uint64_t range) { return static_cast<int64_t>(range >> 32); }
+    static int64_t end(uint64_t range) { return static_cast<int64_t>(range & 0xffffffffu); }
+
+    bool take_over(std::atomic<uint64_t>& own) {
+      for (Left& other : left_) {
+        for (uint64_t seen = other.range.load(); begin(seen) < end(seen);) {
+          const int64_t half = begin(seen) + (end(seen) - begin(seen)) / 2;
+          if (!other.range.compare_exchange_weak(seen, pack(begin(seen), half))) continue;
+          own.store(pack(half, end(seen)));
+          return true;
+        }
+      }
+      return false;
+    }
+
+    std::vector<Left> left_;
+  };
+
   ThreadPool() = default;
   void work(int worker, uint64_t seen);
   void perform(int worker);

@@ -102,7 +102,7 @@ class WholeProduct {
   void direct() const {
     const int64_t panels = weights_.panels(), work = weights_.panel_bytes() * panels * std::max<int64_t>(1, m_ / 4);
     const int64_t grain = work < kWorthForking ? panels : round_up(widest(panels), weights_.parts());
-    ThreadPool::instance().each(panels, grain, [&](int64_t first, int64_t last, int) {
+    ThreadPool::instance().each_stretch(panels, grain, [&](int64_t first, int64_t last, int) {
       task(0, tiles_, first, last);
     });
   }
