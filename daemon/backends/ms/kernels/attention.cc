@@ -247,7 +247,7 @@ void Attention::scatter(Step& step, float* projected, int64_t stride, float* que
     const int64_t position = step.position(row);
     cache.write(segment.blocks[position / 16], position % 16, kv, k, v);
   };
-  ThreadPool::instance().each(step.rows * shape_.kv_heads, 16, [&](int64_t first, int64_t last, int) {
+  ThreadPool::instance().each(step.rows * shape_.kv_heads, 8, [&](int64_t first, int64_t last, int) {
     for (int64_t i = first; i < last; ++i) row_of_heads(i / shape_.kv_heads, i % shape_.kv_heads);
   });
 }
