@@ -10,8 +10,8 @@
 namespace mindport {
 namespace {
 
-constexpr int64_t kDepth = 256;         // columns of A and W per pass of the blocked product
-constexpr int64_t kRowsAtOnce = 120;    // rows of A per task, so that their kDepth columns stay in the second-level cache
+constexpr int64_t kDepth = 896;         // most columns of A and W per pass of the blocked product
+constexpr int64_t kRowsAtOnce = 240;    // rows of A per task, whose columns of a pass stay in the second-level cache
 constexpr int64_t kPanelsAtOnce = 8;    // panels per task of the blocked product
 constexpr int64_t kDirectTiles = 3;     // tiles of rows up to which packing A does not pay
 
@@ -79,9 +79,10 @@ class Blocked {
 
   void task(int64_t tile0, int64_t tile1, int64_t panel0, int64_t panel1, int worker) {
     const int64_t cols = p_.weights.cols();
+    const int64_t passes = (cols + kDepth - 1) / kDepth, depth = (cols + passes - 1) / passes;
     const auto at = [&](int64_t panel, int64_t k) {
       const int64_t width = panel1 - panel >= p_.table.packed_width ? p_.table.packed_width : 1;
-      return Block{panel, width, k, std::min(kDepth, cols - k)};
+      return Block{panel, width, k, std::min(depth, cols - k)};
     };
     for (Block block = at(panel0, 0), next; block.k < cols; block = next) {
       const bool last = block.panel + block.width >= panel1;
@@ -91,18 +92,21 @@ class Blocked {
     if (p_.finish) p_.finish({p_.first_row(tile0), p_.first_row(tile1), panel0, panel1});
   }
 
-  // Each tile fetches a panel of the next block.
+  // Each tile fetches its share of a panel of the next block, evenly: all at once would keep out its own loads.
   void multiply(const Block& block, const Block& next, int64_t tile0, int64_t tile1, int worker) {
     const int64_t step = kLanes * element_bytes(p_.weights.format());
+    const int64_t shares = std::max<int64_t>(1, (tile1 - tile0) / next.width);  // of a panel
     int64_t stride = 0;
     const float* b = Unpacker::instance().block(p_, block.panel, block.width, block.k, block.depth, worker, &stride);
     for (int64_t t = tile0; t < tile1; ++t) {
-      const int64_t row = p_.first_row(t), rows = p_.rows_of(t), panel = next.panel + t - tile0;
+      const int64_t row = p_.first_row(t), rows = p_.rows_of(t), share = t - tile0, panel = next.panel + share / shares;
       const bool fetch = next.depth > 0 && panel < next.panel + next.width;
+      const int64_t ahead = next.k * step + next.depth * step * (share % shares) / shares;
       p_.table.packed_tile[rows][block.width > 1](
           {packed_ + row * p_.weights.cols() + block.k * rows, 0, b, stride, block.depth,
            p_.c + row * p_.c_row + block.panel * kLanes, p_.c_row, block.k > 0,
-           fetch ? static_cast<const char*>(p_.weights.panel(panel)) + next.k * step : nullptr, step});
+           fetch ? static_cast<const char*>(p_.weights.panel(panel)) + ahead : nullptr,
+           next.depth * step / shares / block.depth});
     }
   }
 
