@@ -9,8 +9,8 @@
 namespace mindport {
 namespace {
 
-constexpr int64_t kDepthBlocks = 16;  // blocks of 32 columns per pass over several tiles of rows: two panels of them
-                                      // stay in the first-level cache
+constexpr int64_t kDepthBlocks = 16;  // blocks of 32 columns per pass over several tiles of few rows, and the most of
+constexpr int64_t kManyBlocks = 32;   // many: two panels of them stay in the first-level cache
 constexpr int64_t kRowsAtOnce = 240;  // rows per task, so that their columns of a pass stay in the second-level cache
 constexpr int64_t kPanelsAtOnce = 8;  // most panels per task of the blocked product
 constexpr int64_t kTasksAThread = 8;  // that there should be for an even finish
@@ -158,7 +158,8 @@ class WholeProduct {
   };
 
   void many_task(int64_t tile0, int64_t tile1, int64_t panel0, int64_t panel1, int worker) const {
-    const int64_t depth = round_up(kDepthBlocks, group_blocks_);
+    const int64_t passes = (blocks_ + kManyBlocks - 1) / kManyBlocks;
+    const int64_t depth = round_up((blocks_ + passes - 1) / passes, group_blocks_);
     const auto at = [&](int64_t panel, int64_t block) {
       return Piece{panel, panel1 - panel >= many_.width ? many_.width : 1, block, std::min(depth, blocks_ - block)};
     };
