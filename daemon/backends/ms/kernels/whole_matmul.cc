@@ -16,6 +16,7 @@ constexpr int64_t kPanelsAtOnce = 8;  // most panels per task of the blocked pro
 constexpr int64_t kTasksAThread = 8;  // that there should be for an even finish
 constexpr int64_t kDirectTiles = 3;   // tiles of rows up to which weights stream through once
 constexpr int64_t kLead = 2048;       // bytes to fetch ahead in each panel
+constexpr int64_t kLine = 64;         // bytes
 constexpr int64_t kWorthForking = 256 << 10;  // bytes of weights that one thread reads as fast as two that must meet
 constexpr int64_t kRoundingCost = 8;  // of an activation, in multiply-adds of whole numbers
 
@@ -43,7 +44,7 @@ class WholeProduct {
                const std::function<void(const Region&)>& finish)
       : weights_(weights), m_(m), c_(c), c_row_(c_row), finish_(finish), table_(whole_kernels()),
         many_(table_.many[weights.format() == Format::int8 ? 0 : 1]),
-        is_many_(m > table_.tile_rows && many_.tile_rows > 0),
+        is_many_(m > kDirectTiles * table_.tile_rows && many_.tile_rows > 0),
         tile_rows_(is_many_ ? many_.tile_rows : table_.tile_rows), tiles_((m + tile_rows_ - 1) / tile_rows_),
         blocks_(weights.depth() / kBlock), group_blocks_(weights.grouping().size / kBlock) {
     static Memory rounded, widened;
@@ -126,36 +127,48 @@ class WholeProduct {
     });
   }
 
+  struct Piece {
+    int64_t panel, width, block, count;
+  };
+
   void task(int64_t tile0, int64_t tile1, int64_t panel0, int64_t panel1) const {
-    if (tiles_ == 1) stream(panel0, panel1);
-    const int64_t depth = round_up(kDepthBlocks, group_blocks_);
-    for (int64_t block = 0; block < blocks_ && tiles_ > 1; block += depth) {
-      const int64_t count = std::min(depth, blocks_ - block);
-      for (int64_t panel = panel0; panel < panel1;) {
-        const int64_t width = widest(panel1 - panel);
-        for (int64_t t = tile0; t < tile1; ++t)
-          multiply(t, panel, width, block, count, block_at(panel, block) + kLead);
-        panel += width;
+    if (tile0 == 0 && tile1 == tiles_ && tiles_ <= kDirectTiles) {
+      stream(panel0, panel1);
+    } else {
+      const int64_t depth = round_up(kDepthBlocks, group_blocks_);
+      for (int64_t block = 0; block < blocks_; block += depth) {
+        const int64_t count = std::min(depth, blocks_ - block);
+        for (int64_t panel = panel0, width; panel < panel1; panel += width) {
+          width = widest(panel1 - panel);
+          for (int64_t t = tile0; t < tile1; ++t)
+            multiply(t, {panel, width, block, count}, block_at(panel, block) + kLead, kLine);
+        }
       }
     }
     if (finish_) finish_({first_row(tile0), first_row(tile1), panel0, panel1});
   }
 
-  // At the end of panels the beginning of the next ones is fetched.
+  // One tile takes all columns, but lets those of the next panels be fetched at the end; several take turns, each
+  // fetching its share of the next piece.
   void stream(int64_t panel0, int64_t panel1) const {
-    const int64_t wanted = round_up(kLead / block_bytes(), group_blocks_);
-    const int64_t before = wanted < blocks_ ? (blocks_ - wanted) / group_blocks_ * group_blocks_ : 0;
-    for (int64_t panel = panel0, width; panel < panel1; panel += width) {
-      width = widest(panel1 - panel);
-      if (before > 0) multiply(0, panel, width, 0, before, block_at(panel, blocks_ - before));
-      const int64_t next = panel + width < weights_.panels() ? panel + width : panel;
-      multiply(0, panel, width, before, blocks_ - before, block_at(next, 0));
+    const int64_t before = std::max<int64_t>(0, blocks_ - kLead / block_bytes()) / group_blocks_ * group_blocks_;
+    const int64_t lead = blocks_ - before;
+    const auto at = [&](int64_t panel, int64_t block) {
+      const int64_t width = panel < panel1 ? widest(panel1 - panel) : 1;
+      int64_t depth = round_up(kDepthBlocks, group_blocks_);
+      if (tiles_ == 1) depth = block == 0 && before > 0 ? before : lead;
+      return Piece{panel, width, block, std::min(depth, blocks_ - block)};
+    };
+    for (Piece piece = at(panel0, 0), next; piece.panel < panel1; piece = next) {
+      const bool whole = piece.block + piece.count == blocks_;
+      next = whole ? at(piece.panel + piece.width, 0) : at(piece.panel, piece.block + piece.count);
+      const uint8_t* ahead = block_at(next.panel < weights_.panels() ? next.panel : piece.panel, next.block);
+      if (tiles_ == 1 && !whole) ahead = block_at(piece.panel, lead);
+      const int64_t step = (kLine + tiles_ - 1) / tiles_;
+      for (int64_t t = 0; t < tiles_; ++t)
+        multiply(t, piece, ahead + t * piece.count * block_bytes() / kLine * step, step);
     }
   }
-
-  struct Piece {
-    int64_t panel, width, block, count;
-  };
 
   void many_task(int64_t tile0, int64_t tile1, int64_t panel0, int64_t panel1, int worker) const {
     const int64_t passes = (blocks_ + kManyBlocks - 1) / kManyBlocks;
@@ -205,14 +218,14 @@ class WholeProduct {
     }
   }
 
-  void multiply(int64_t tile, int64_t panel, int64_t width, int64_t block, int64_t count, const uint8_t* ahead) const {
-    const int64_t rows = rows_of(tile), group = block / group_blocks_;
+  void multiply(int64_t tile, const Piece& piece, const uint8_t* ahead, int64_t step) const {
+    const int64_t rows = rows_of(tile), group = piece.block / group_blocks_;
     const WholeRows a = this->rows(tile);
-    tile_functions(rows)[log2_of(width)](
-        {{a.words + block * kBlock / 4 * rows, a.scales + group * rows, a.offsets + group * rows},
-         block_at(panel, block), scales_at(panel, group), weights_.grouping().scales, weights_.panel_bytes(),
-         weights_.panel_bytes(), count, group_blocks_, c_ + first_row(tile) * c_row_ + panel * kLanes, c_row_,
-         block > 0, ahead});
+    tile_functions(rows)[log2_of(piece.width)](
+        {{a.words + piece.block * kBlock / 4 * rows, a.scales + group * rows, a.offsets + group * rows},
+         block_at(piece.panel, piece.block), scales_at(piece.panel, group), weights_.grouping().scales,
+         weights_.panel_bytes(), weights_.panel_bytes(), piece.count, group_blocks_,
+         c_ + first_row(tile) * c_row_ + piece.panel * kLanes, c_row_, piece.block > 0, ahead, step});
   }
 
   const Matrix& weights_;

@@ -46,15 +46,15 @@ __attribute__((always_inline)) inline void set_offsets(PairSums<M, P>& sums, con
 // The whole numbers of `blocks` blocks of columns, eight columns at a time.
 template <int Bits, int M, int P>
 __attribute__((always_inline)) inline void blocks_of_pairs(PairSums<M, P>& sums, const uint8_t* b, int64_t panel,
-                                                           const int32_t* a, int64_t blocks, const char*& ahead) {
+                                                           const int32_t* a, int64_t blocks, Next& next) {
 #pragma GCC unroll 1
   for (int64_t q = blocks * 4; q > 0; --q) {
     int8x16_t rows[PairSums<M, P>::kPairs];
     load_pairs<M>(a, rows);
 #pragma GCC unroll 16
     for (int p = 0; p < P; ++p) {
-      __builtin_prefetch(ahead + p * panel);
-      if constexpr (Bits == 8) __builtin_prefetch(ahead + p * panel + 64);
+      __builtin_prefetch(next.line + p * panel);
+      if constexpr (Bits == 8) __builtin_prefetch(next.line + p * panel + 64);
 #pragma GCC unroll 16
       for (int n = 0; n < kRegisters; ++n) {
         const uint8_t* at = b + p * panel + n * 16;
@@ -71,7 +71,7 @@ __attribute__((always_inline)) inline void blocks_of_pairs(PairSums<M, P>& sums,
       }
     }
     b += 8 * Bits * 2;
-    ahead += 8 * Bits * 2;
+    next.line += Bits / 4 * next.step;
     a += 2 * M;
   }
 }
@@ -95,14 +95,14 @@ template <int Bits, int M, int P>
 void pair_tile(const WholeTile& t) {
   const int32_t* a = t.a.words;
   const uint8_t* b = t.b;
-  const char* ahead = static_cast<const char*>(t.ahead);
+  Next next{static_cast<const char*>(t.ahead), t.ahead_step};
   Totals<M, P> totals;
   load_totals(t, totals);
   for (int64_t block = 0, group = 0; block < t.blocks; ++group) {
     const int64_t count = t.group_blocks < t.blocks - block ? t.group_blocks : t.blocks - block;
     PairSums<M, P> pairs;
     set_offsets(pairs, t.a.offsets + group * M);
-    blocks_of_pairs<Bits>(pairs, b, t.b_panel, a, count, ahead);
+    blocks_of_pairs<Bits>(pairs, b, t.b_panel, a, count, next);
     b += count * kBlock * kLanes * Bits / 8;
     a += count * kBlock / 4 * M;
     block += count;

@@ -32,7 +32,7 @@ struct WholeTile {
   int64_t c_row;
   bool resume;           // continue from C rather than from zero
   const void* ahead = nullptr;  // memory to fetch meanwhile, of each panel; many rows: a line for each word of a row, or null
-  int64_t ahead_step = 0;       // bytes between those lines (many rows)
+  int64_t ahead_step = 0;       // bytes between those lines
 };
 using WholeFunction = void (*)(const WholeTile&);
 

@@ -25,6 +25,12 @@ struct Fetch {
   }
 };
 
+// The same for a tile of few rows: a line of each panel a step.
+struct Next {
+  const char* line;
+  int64_t step;
+};
+
 template <int M, int P>
 struct Sums {
   I s[M][P][kRegisters];
@@ -46,7 +52,7 @@ __attribute__((always_inline)) inline void dot_quad(Sums<M, P>& sums, const U (&
 // The whole numbers of `blocks` blocks of columns. One loop: gcc keeps the sums of nested loops in memory.
 template <int M, int P>
 __attribute__((always_inline)) inline void blocks_of_bytes(Sums<M, P>& sums, const uint8_t* b, int64_t panel,
-                                                           const int32_t* a, int64_t blocks, const char*& ahead) {
+                                                           const int32_t* a, int64_t blocks, Next& next) {
 #pragma GCC unroll 1
   for (int64_t q = blocks * 8; q > 0; --q) {
     U w[P][kRegisters];
@@ -54,18 +60,18 @@ __attribute__((always_inline)) inline void blocks_of_bytes(Sums<M, P>& sums, con
     for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 16
       for (int n = 0; n < kRegisters; ++n) w[p][n] = load_bytes(b + p * panel + n * 4 * L);
-      __builtin_prefetch(ahead + p * panel);
+      __builtin_prefetch(next.line + p * panel);
     }
     dot_quad<M, P>(sums, w, a);
     b += 64;
-    ahead += 64;
+    next.line += next.step;
     a += M;
   }
 }
 
 template <int M, int P>
 __attribute__((always_inline)) inline void quads_of_nibbles(Sums<M, P>& sums, const uint8_t* b, int64_t panel,
-                                                            const int32_t* a, int64_t count, const char*& ahead) {
+                                                            const int32_t* a, int64_t count, Next& next) {
 #pragma GCC unroll 1
   for (int64_t q = count; q > 0; --q) {
     I raw[P][kRegisters];
@@ -73,7 +79,7 @@ __attribute__((always_inline)) inline void quads_of_nibbles(Sums<M, P>& sums, co
     for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 16
       for (int n = 0; n < kRegisters; ++n) raw[p][n] = i_load(b + p * panel + n * 4 * L);
-      __builtin_prefetch(ahead + p * panel);
+      __builtin_prefetch(next.line + p * panel);
     }
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
@@ -92,7 +98,7 @@ __attribute__((always_inline)) inline void quads_of_nibbles(Sums<M, P>& sums, co
       }
     }
     b += 64;
-    ahead += 64;
+    next.line += next.step;
     a += 2 * M;
   }
 }
@@ -100,13 +106,13 @@ __attribute__((always_inline)) inline void quads_of_nibbles(Sums<M, P>& sums, co
 // Weights of four bits: their products with bytes may be summed in narrower numbers over a block.
 template <int M, int P>
 __attribute__((always_inline)) inline void blocks_of_nibbles(Sums<M, P>& sums, const uint8_t* b, int64_t panel,
-                                                             const int32_t* a, int64_t blocks, const char*& ahead) {
-  if constexpr (!kNarrowSums) return quads_of_nibbles<M, P>(sums, b, panel, a, 4 * blocks, ahead);
+                                                             const int32_t* a, int64_t blocks, Next& next) {
+  if constexpr (!kNarrowSums) return quads_of_nibbles<M, P>(sums, b, panel, a, 4 * blocks, next);
   for (; blocks > 0; --blocks) {
     Sums<M, P> part;
 #pragma GCC unroll 64
     for (int i = 0; i < M * P * kRegisters; ++i) (&part.s[0][0][0])[i] = i_set1(0);
-    quads_of_nibbles<M, P>(part, b, panel, a, 4, ahead);
+    quads_of_nibbles<M, P>(part, b, panel, a, 4, next);
 #pragma GCC unroll 64
     for (int i = 0; i < M * P * kRegisters; ++i) {
       I& sum = (&sums.s[0][0][0])[i];
@@ -156,12 +162,12 @@ __attribute__((always_inline)) inline void join_group(const WholeTile& t, int64_
     }
 }
 
-// A line of each panel at `ahead` is fetched for each that is used, and the scales of the next panels.
+// A line of each panel at `ahead` is fetched for each that is used, and the scales of the next panels meanwhile.
 template <int Bits, int M, int P>
 void whole_tile(const WholeTile& t) {
   const int32_t* a = t.a.words;
   const uint8_t* b = t.b;
-  const char* ahead = static_cast<const char*>(t.ahead);
+  Next next{static_cast<const char*>(t.ahead), t.ahead_step};
   const uint8_t* next_scales = t.scales + P * t.scale_panel;
   Totals<M, P> totals;
   load_totals(t, totals);
@@ -174,8 +180,8 @@ void whole_tile(const WholeTile& t) {
 #pragma GCC unroll 16
       for (int i = 0; i < P * kRegisters; ++i) (&sums.s[m][0][0])[i] = offset;
     }
-    if constexpr (Bits == 8) blocks_of_bytes<M, P>(sums, b, t.b_panel, a, count, ahead);
-    else blocks_of_nibbles<M, P>(sums, b, t.b_panel, a, count, ahead);
+    if constexpr (Bits == 8) blocks_of_bytes<M, P>(sums, b, t.b_panel, a, count, next);
+    else blocks_of_nibbles<M, P>(sums, b, t.b_panel, a, count, next);
     b += count * kBlock * kLanes * Bits / 8;
     a += count * kBlock / 4 * M;
     block += count;
