@@ -22,7 +22,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """KV cache in blocks; goes before ``kv_cache_bytes``."""
     prefix_cache: bool = True
     """Sequences with the same beginning share its keys and values."""
-    prefill_slowdown: Annotated[float, msgspec.Meta(gt=1.0)] = 1.8
+    prefill_slowdown: Annotated[float, msgspec.Meta(gt=1.0)] = 1.7
     """How many times as long all but one step in 100 may take when reading prompts beside answers."""
     prompt_lookup: Annotated[int, msgspec.Meta(ge=0, le=32)] = 0
     """Tokens guessed at a time from what followed the same tokens before; 0 is off."""
