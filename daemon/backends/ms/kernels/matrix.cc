@@ -217,15 +217,18 @@ float Matrix::scale(const uint8_t* panel, int64_t group, int64_t lane) const {
 void Matrix::copy_row(int64_t row, float* out) const {
   const auto* from = static_cast<const uint8_t*>(panel(row / kLanes * parts_));
   const int64_t lane = row % kLanes;
-  for (int64_t k = 0; k < cols_; ++k) {
-    if (is_float(format_)) {
-      out[k] = element(from, k * kLanes + lane, format_);
-      continue;
+  if (is_float(format_)) {
+    for (int64_t k = 0; k < cols_; ++k) out[k] = element(from, k * kLanes + lane, format_);
+    return;
+  }
+  const bool narrow = format_ == Format::int4;
+  for (int64_t g = 0; g < groups(); ++g) {
+    const float step = scale(from, g, lane);
+    for (int64_t k = g * grouping_.size; k < std::min(cols_, (g + 1) * grouping_.size); ++k) {
+      const int byte = from[(narrow ? k / 8 : k / 4) * 64 + lane * 4 + k % 4];
+      const int value = narrow ? (byte >> (k / 4 % 2 * 4) & 15) - 8 : byte - 128;
+      out[k] = static_cast<float>(value) * step;
     }
-    const bool narrow = format_ == Format::int4;
-    const int byte = from[(narrow ? k / 8 : k / 4) * 64 + lane * 4 + k % 4];
-    const int value = narrow ? (byte >> (k / 4 % 2 * 4) & 15) - 8 : byte - 128;
-    out[k] = static_cast<float>(value) * scale(from, k / grouping_.size, lane);
   }
 }
 
