@@ -172,7 +172,9 @@ def test_whoever_waits_for_a_start_is_told_that_it_was_stopped(operator: Operato
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_foreground_drains_at_every_polite_signal(operator: Operator, number: signal.Signals) -> None:
     operator.model("m", tokens_per_s=50)
+    ours = signal.signal(number, signal.SIG_DFL)  # nohup, around the tests, would have it ignored
     process = operator.begin(*operator.starting("--foreground"))
+    signal.signal(number, ours)
     operator.until_starting()
     while not operator.info().get("ready"):
         time.sleep(0.05)
