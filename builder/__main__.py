@@ -1,17 +1,12 @@
-"""The program ``builder``, also as ``python -m builder``: quiet when interrupted while it still imports."""
+"""The program ``builder``, also as ``python -m builder``."""
 
 from __future__ import annotations
 
-import sys
+from contract.program import run
 
 
 def main() -> None:
-    try:
-        from builder.cli import main as program
-
-        program()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run("builder.cli")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,12 @@
-"""The program ``client``, also as ``python -m client``: quiet when interrupted while it still imports."""
+"""The program ``client``, also as ``python -m client``."""
 
 from __future__ import annotations
 
-import sys
+from contract.program import run
 
 
 def main() -> None:
-    try:
-        from client.cli import main as program
-
-        program()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run("client.cli")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,12 @@
-"""The program ``daemon``, also as ``python -m daemon``: quiet when interrupted while it still imports."""
+"""The program ``daemon``, also as ``python -m daemon``."""
 
 from __future__ import annotations
 
-import sys
+from contract.program import run
 
 
 def main() -> None:
-    try:
-        from daemon.cli import main as program
-
-        program()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run("daemon.cli")
 
 
 if __name__ == "__main__":
