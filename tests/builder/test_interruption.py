@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import resource
 import shutil
@@ -14,9 +13,7 @@ from typing import Any
 
 import pytest
 
-from builder.checkpoints.safetensors_header import TensorEntry, write_header
-from builder.families import FAMILIES
-from tests.builder.conftest import CONFIG, Builder, Workshop, spawn
+from tests.builder.conftest import CONFIG, Builder, Workshop, spawn, write_sparse_weights
 
 LARGE = {**CONFIG, "vocab_size": 8_000_000}
 
@@ -24,15 +21,7 @@ LARGE = {**CONFIG, "vocab_size": 8_000_000}
 @pytest.fixture
 def large(workshop: Workshop) -> Workshop:
     """Half a gigabyte of weights that take no room until they are copied."""
-    position, entries = 0, []
-    for name, shape in FAMILIES["telechat"].expected_tensors(LARGE):
-        end = position + 2 * math.prod(shape)
-        entries.append(TensorEntry(name, "F16", shape, position, end))
-        position = end
-    header = write_header(entries, {"format": "pt"})
-    with (workshop.sources / "model.safetensors").open("wb") as file:
-        file.write(header)
-        file.truncate(len(header) + position)
+    write_sparse_weights(workshop.sources / "model.safetensors", LARGE)
     workshop.edit_json("config.json", vocab_size=LARGE["vocab_size"])
     workshop.edit_yaml(vocab_size=LARGE["vocab_size"])
     return workshop

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import resource
 import shutil
@@ -15,12 +14,10 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from builder.checkpoints.safetensors_header import TensorEntry, write_header
 from builder.conversion import convert as use_case
-from builder.families import FAMILIES
 from builder.staging import publish
 from tests.builder.checkpoints.arrays import same
-from tests.builder.conftest import CONFIG, Builder, spawn
+from tests.builder.conftest import CONFIG, Builder, spawn, write_sparse_weights
 from tests.builder.conversion.conftest import Convert, entries, refused
 
 
@@ -31,15 +28,7 @@ def large(tmp_path: Path) -> Path:
     folder.mkdir()
     config = {**CONFIG, "vocab_size": 8_000_000, "hidden_size": 32, "n_head": 4}
     (folder / "config.json").write_text(json.dumps(config))
-    position, listed = 0, []
-    for name, shape in FAMILIES["telechat"].expected_tensors(config):
-        end = position + 2 * math.prod(shape)
-        listed.append(TensorEntry(name, "F16", shape, position, end))
-        position = end
-    header = write_header(listed, {"format": "pt"})
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(header)
-        file.truncate(len(header) + position)
+    write_sparse_weights(folder / "model.safetensors", config)
     return folder
 
 
