@@ -6,6 +6,10 @@ from typing import Annotated, Literal
 
 import msgspec
 
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"]
+HeadDtype = Literal["auto", "stored", "int8"]
+KvDtype = Literal["float32", "bfloat16", "float16", "int8"]
+ComputeDevice = Literal["cpu", "ascend"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
@@ -29,13 +33,13 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_rows: Positive = 512
     """Tokens of one step."""
     max_logit_rows: Positive = 64
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"] = "auto"
+    dtype: Dtype = "auto"
     """Of the weights in memory: ``auto`` (as stored), a float type, or ``int8`` or ``int4``."""
-    head_dtype: Literal["auto", "stored", "int8"] = "auto"
+    head_dtype: HeadDtype = "auto"
     """Of a head stored in floats: ``stored`` as they are, ``int8``, or ``auto``: int8 in quantized models."""
-    kv_dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
+    kv_dtype: KvDtype = "float32"
     """Of keys and values in memory: ``float32``, ``bfloat16``, ``float16`` or ``int8``."""
-    device: Literal["cpu", "ascend"] = "cpu"
+    device: ComputeDevice = "cpu"
     """``ascend`` is by way of mindformers, and was never run."""
     allow_nonfinite: bool = False
     """Serve weights that are infinite or NaN."""

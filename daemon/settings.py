@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from daemon.engine_options import DEFAULTS
+from daemon.engine_options import DEFAULTS, ComputeDevice, Dtype, HeadDtype, KvDtype
 
 
 def _port(value: Any) -> Any:
@@ -37,15 +37,15 @@ class MsOptions(BaseModel):
     kv_cache_mb: int | None = Field(
         None, gt=0, description="KV cache of each model in MiB; by default what memory allows"
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"] = Field(
+    dtype: Dtype = Field(
         DEFAULTS.dtype,
         description="weights in memory; auto is as stored, int8 and int4 quantize while loading",
     )
-    head_dtype: Literal["auto", "stored", "int8"] = Field(
+    head_dtype: HeadDtype = Field(
         DEFAULTS.head_dtype,
         description="head stored in floats, and the embedding it shares; auto is int8 in quantized models",
     )
-    kv_dtype: Literal["float32", "bfloat16", "float16", "int8"] = Field(
+    kv_dtype: KvDtype = Field(
         DEFAULTS.kv_dtype,
         description="keys and values in memory; fewer bits hold more tokens and lose some accuracy",
     )
@@ -74,7 +74,7 @@ class MsOptions(BaseModel):
         None,
         description="folder that keeps packed weights and the compiled graph for later loads; off by default",
     )
-    device: Literal["cpu", "ascend"] = Field(
+    device: ComputeDevice = Field(
         DEFAULTS.device, description="what computes; ascend needs mindformers and CANN, and was never run"
     )
 

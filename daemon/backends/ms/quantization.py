@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from contract.faults import Fault, FaultKind
 from daemon.backends.ms.checkpoint import Checkpoint, StoredTensor
 from daemon.backends.ms.kernels import FORMAT_BYTES, FORMATS, WHOLE_FORMATS, Whole
+from daemon.engine_options import HeadDtype
 
 PACKED, SCALE, SHAPE = "_packed", "_scale", "_shape"
 """Endings of the three tensors that stand for one."""
@@ -22,7 +23,7 @@ GROUPS = (32, 64, 128)
 """Columns of a row that may share a scale."""
 Use = Literal["linear", "table", "head", "exact"]
 """What a matrix is for: a table of embeddings is looked up, never multiplied unless it is the head too."""
-HEAD_DTYPES = ("auto", "stored", "int8")
+HEAD_DTYPES = get_args(HeadDtype)
 """Choices for a head that is stored in floats."""
 _ROUNDED = {"int8": Whole("int8", 64, "bfloat16"), "int4": Whole("int4", 32, "bfloat16")}
 _REMEDY = (
