@@ -105,11 +105,13 @@ class ModelRunner:
         _check_options(options)
         checkpoint = Checkpoint(model_dir)
         progress(0.0, "starting MindSpore")
-        weights = estimate(model_dir, options.dtype, head_dtype=options.head_dtype).weight_bytes
+        packed_bytes = 0  # of weights to pack: those of a cache are mapped
+        if options.packed_cache is None:
+            packed_bytes = estimate(model_dir, options.dtype, head_dtype=options.head_dtype).weight_bytes
         try:
             kernels = Kernels()
             kernels.threads = options.threads or len(os.sched_getaffinity(0))
-            with kernels.reserve(0 if options.packed_cache else weights):
+            with kernels.reserve(packed_bytes):
                 _set_up_mindspore()
                 return cls._build(model_dir, config, (shape, options), (kernels, checkpoint), progress)
         except KernelError as error:
@@ -258,10 +260,7 @@ class ModelRunner:
             raise Fault(FaultKind.INTERNAL, message) from error
 
     def _compile(self, cache: PackedCache | None) -> None:
-        import mindspore
-
-        how = [mindspore.__version__, self.max_rows, str(self._kernels.path), code_digest()]
-        kept = contextlib.nullcontext() if cache is None else cache.graph(how).used()
+        kept = contextlib.nullcontext() if cache is None else cache.graph(self._compiled_for()).used()
         try:
             with kept:
                 self._network.phase = "increment"  # with this name, calls do not ask whether to compile again
@@ -269,6 +268,12 @@ class ModelRunner:
         except Exception as error:
             message = f"the network cannot be compiled: {first_line(error)}"
             raise Fault(FaultKind.INVALID_MODEL, message) from error
+
+    def _compiled_for(self) -> list[Any]:
+        """What determines the graph, besides files and packing."""
+        import mindspore
+
+        return [mindspore.__version__, self.max_rows, str(self._kernels.path), code_digest()]
 
     def _warm_up(self, *, allow_nonfinite: bool) -> None:
         """One step of one token, so that the first request does not pay for first times."""
