@@ -10,10 +10,8 @@ namespace mindport {
 namespace {
 
 constexpr int64_t kBlockBytes = 24576;        // of weights over which several tiles of rows pass
-constexpr int64_t kLine = 64;                 // bytes
 constexpr int64_t kColumns = 16;              // a block has a multiple of: a line of A
 constexpr int64_t kStreamLead = 8192;         // bytes to fetch ahead in a single panel
-constexpr int64_t kWorthForking = 256 << 10;  // bytes of weights that one thread reads as fast as two that must meet
 
 class FewRows {
  public:

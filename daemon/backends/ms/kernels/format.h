@@ -10,6 +10,8 @@ enum class Format : int32_t { float32 = 0, bfloat16 = 1, float16 = 2, int8 = 3, 
 constexpr int kFloatFormats = 3;  // the first ones; the others hold whole numbers that share scales
 constexpr int kFormats = 5;
 constexpr int64_t kLanes = 16;  // output rows of a panel, positions of a KV block
+constexpr int64_t kLine = 64;   // bytes of a cache
+constexpr int64_t kLead = 2048;  // bytes to fetch ahead in each panel: the hardware alone reaches 80 %
 constexpr int64_t kBlock = 32;  // columns of whole numbers taken at a time; groups are multiples of it
 
 constexpr bool is_float(Format format) { return static_cast<int>(format) < kFloatFormats; }

@@ -9,7 +9,6 @@ namespace mindport {
 namespace {
 
 constexpr int64_t kBeginning = 2048;  // bytes of a panel
-constexpr int64_t kLine = 64;
 
 }  // namespace
 

@@ -109,12 +109,12 @@ Matrix::Matrix(int64_t rows, int64_t cols, int64_t parts, Format format, Groupin
   memory_ = Reserve::instance().take(static_cast<size_t>(panels_ * panel_bytes_));
 }
 
-// Calls body(panel, lane, rows, done): `rows` rows from `lane` on, `done` rows after the first.
 void Matrix::map(int descriptor, int64_t offset) {
   memory_ = Memory::of_file(descriptor, offset, memory_.size());
   mapped_ = true;
 }
 
+// Calls body(panel, lane, rows, done): `rows` rows from `lane` on, `done` rows after the first.
 template <class Body>
 void Matrix::each_panel(int64_t part, int64_t first, int64_t count, const Body& body) {
   if (mapped_) throw std::logic_error("the matrix lies in a file, which is read only");

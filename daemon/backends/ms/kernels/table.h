@@ -10,7 +10,6 @@ namespace mindport {
 constexpr int kTileRows = 14;    // rows of the largest tile of any instruction set
 constexpr int kTilePanels = 4;   // panels of the widest
 constexpr int kStreamRows = 24;  // rows of the largest tile of one panel
-constexpr int64_t kLead = 2048;  // bytes to fetch ahead in each panel: the hardware alone reaches 80 %
 
 // C[m, 16 p + lane] (+)= sum over k of A[m, k] * B[p][k][lane], by fused multiply-add in increasing order of k.
 struct Tile {

@@ -16,6 +16,7 @@ namespace mindport {
 
 // Multiply-adds below which handing work to another thread costs more than it saves, the more so on a busy machine.
 constexpr int64_t kWorthAThread = 200'000;
+constexpr int64_t kWorthForking = 256 << 10;  // bytes of weights that one thread reads as fast as two that must meet
 
 class ThreadPool {
  public:

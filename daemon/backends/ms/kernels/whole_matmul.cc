@@ -15,9 +15,6 @@ constexpr int64_t kRowsAtOnce = 240;  // rows per task, so that their columns of
 constexpr int64_t kPanelsAtOnce = 8;  // most panels per task of the blocked product
 constexpr int64_t kTasksAThread = 8;  // that there should be for an even finish
 constexpr int64_t kDirectTiles = 3;   // tiles of rows up to which weights stream through once
-constexpr int64_t kLead = 2048;       // bytes to fetch ahead in each panel
-constexpr int64_t kLine = 64;         // bytes
-constexpr int64_t kWorthForking = 256 << 10;  // bytes of weights that one thread reads as fast as two that must meet
 constexpr int64_t kRoundingCost = 8;  // of an activation, in multiply-adds of whole numbers
 
 int log2_of(int64_t width) { return width == 4 ? 2 : width == 2 ? 1 : 0; }
