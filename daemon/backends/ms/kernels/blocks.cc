@@ -53,6 +53,7 @@ const float* activate(Block& block, int64_t expert, const float* in, int64_t row
   float* wide = scratch.wide.at_least(static_cast<size_t>(rows * stride));
   float* activated = scratch.attended.at_least(static_cast<size_t>(rows * inner));
   const Correction correction(adapted_rows(block, expert), weights, in, hidden, scratch.reduced);
+  block.model->order.reads(weights);
   matmul(weights, in, hidden, rows, wide, stride, [&](const Region& region) {
     const KernelTable& table = kernels();
     correction.add(region, wide, stride);
@@ -80,6 +81,7 @@ void project(Block& block, int64_t expert, const float* a, int64_t rows, const T
   const int64_t stride = weights.panels() * kLanes;
   float* delta = block.model->scratch.delta.at_least(static_cast<size_t>(rows * stride));
   const Correction correction(adapted_rows(block, expert), weights, a, width, block.model->scratch.reduced);
+  block.model->order.reads(weights);
   matmul(weights, a, width, rows, delta, stride, [&](const Region& region) {
     correction.add(region, delta, stride);
     if (bias != nullptr) add_bias(region, bias, hidden, delta, stride);
@@ -110,6 +112,7 @@ std::vector<std::vector<Visit>> route(Block& block, const float* norm, int64_t r
   const Matrix& router = block.matrix(router_matrix, shape.experts, shape.hidden);
   const int64_t stride = router.panels() * kLanes;
   float* scores = block.model->scratch.delta.at_least(static_cast<size_t>(rows * stride));
+  block.model->order.reads(router);
   matmul(router, norm, shape.hidden, rows, scores, stride);
   std::vector<std::vector<Visit>> visits(static_cast<size_t>(shape.experts));
   std::vector<int64_t> order(static_cast<size_t>(shape.experts));
@@ -193,7 +196,14 @@ static std::vector<AdapterRun> adapters_of(const Step& step) {
   return runs;
 }
 
+void ReadOrder::reads(const Matrix& weights) {
+  if (next_ == ranges_.size()) ranges_.emplace_back();
+  ranges_[next_++] = {static_cast<const char*>(weights.data()), weights.bytes()};
+  ThreadPool::instance().announce(ranges_[next_ % ranges_.size()]);
+}
+
 void begin(Model& model) {
+  model.order.begin();
   model.wanted = model.step.wanted();
   model.adapted = adapters_of(model.step);
   model.adapted_wanted = adapters_of(model.wanted);
@@ -240,6 +250,7 @@ void attention_block(Block& block, const float* x, float* out) {
   float* attended = model.scratch.attended.at_least(static_cast<size_t>(step.rows * inner));
   norm_rows(x, model.all_rows(), block.vector(norm_vector, shape.hidden), shape.eps, norm);
   const Correction correction(model.adapted, weights, norm, shape.hidden, model.scratch.reduced);
+  model.order.reads(weights);
   matmul(weights, norm, shape.hidden, step.rows, projected, stride, [&](const Region& region) {
     correction.add(region, projected, stride);
     if (bias != nullptr) add_bias(region, bias, width, projected, stride);
@@ -340,6 +351,7 @@ void head(Block& block, const float* x) {
   const float* lengths = shape.unit_rows ? inverse_lengths(block, weights) : nullptr;
   std::vector<std::atomic<bool>> broken(static_cast<size_t>(rows));
   const Correction correction(wanted.adapted, weights, norm, shape.hidden, model.scratch.reduced);
+  model.order.reads(weights);
   matmul(weights, norm, shape.hidden, rows, logits, stride, [&](const Region& region) {
     correction.add(region, logits, stride);
     const int64_t first = region.panel0 * kLanes, n = std::min(shape.inner, region.panel1 * kLanes) - first;

@@ -11,6 +11,7 @@
 #include "low_rank.h"
 #include "matrix.h"
 #include "step.h"
+#include "threadpool.h"
 
 namespace mindport {
 
@@ -78,6 +79,18 @@ struct Rows {
   int64_t place(int64_t row) const { return places == nullptr ? row : places[row]; }
 };
 
+// The order in which a step reads weights: as the last one did, but for experts.
+class ReadOrder {
+ public:
+  void begin() { next_ = 0; }
+  // These are read now: tells the thread pool what comes after them.
+  void reads(const Matrix& weights);
+
+ private:
+  std::vector<MemoryRange> ranges_;
+  size_t next_ = 0;
+};
+
 class Model {
  public:
   Model(const Limits& limits, Format cache_format) : limits(limits), cache_format(cache_format) {}
@@ -91,6 +104,7 @@ class Model {
   Memory logits;          // [max_logit_rows][padded vocabulary]
   int64_t logit_stride = 0;
 
+  ReadOrder order;
   std::vector<AdapterRun> adapted, adapted_wanted;  // rows of either that use adapters
 
   Rows all_rows() { return {step, adapted, nullptr}; }

@@ -10,6 +10,8 @@ namespace mindport {
 namespace {
 
 constexpr auto kSpin = std::chrono::microseconds(60);
+constexpr int64_t kFetchedMost = 1 << 19;  // bytes by a worker: half of a large second-level cache
+constexpr int kLinesAtOnce = 4, kLineBytes = 64;
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -40,13 +42,13 @@ class FloatMode {
 #endif
 };
 
-template <class Ready>
-bool spin_until(const Ready& ready) {
+template <class Ready, class Idle>
+bool spin_until(const Ready& ready, const Idle& idle) {
   const auto limit = std::chrono::steady_clock::now() + kSpin;
   do {
     for (int i = 0; i < 64; ++i) {
       if (ready()) return true;
-      relax();
+      idle();
     }
   } while (std::chrono::steady_clock::now() < limit);
   return ready();
@@ -65,7 +67,8 @@ void ThreadPool::resize(int threads) {
   if (threads == size()) return;
   stop();
   stopping_ = false;
-  const uint64_t round = round_.load();
+  fetching_ = std::vector<Fetching>(static_cast<size_t>(threads));
+  const uint64_t round = round_.load() / kRound;
   for (int worker = 1; worker < threads; ++worker)
     workers_.emplace_back([this, worker, round] { work(worker, round); });
 }
@@ -89,37 +92,62 @@ void ThreadPool::perform(int worker) {
   }
 }
 
+void ThreadPool::expect(const MemoryRange& range) {
+  expected_bytes_.store(range.bytes, std::memory_order_relaxed);
+  expected_.store(range.data, std::memory_order_relaxed);
+}
+
+// A few lines of what is read next. Whatever the address, fetching harms nothing.
+void ThreadPool::fetch(int worker) {
+  Fetching& own = fetching_[static_cast<size_t>(worker)];
+  const char* range = expected_.load(std::memory_order_relaxed);
+  if (own.range != range) {
+    const int64_t bytes = expected_bytes_.load(std::memory_order_relaxed);
+    own.range = range;
+    own.next = range + bytes / size() * worker;
+    own.end = own.next + std::min(kFetchedMost, bytes / size());
+  }
+  if (own.next >= own.end) return relax();
+  for (int i = 0; i < kLinesAtOnce; ++i, own.next += kLineBytes) __builtin_prefetch(own.next, 0, 2);
+}
+
+// False when the round is over.
+bool ThreadPool::enter(uint64_t round) {
+  for (uint64_t now = round_.load(); now / kRound == round && (now & kOpen) != 0;)
+    if (round_.compare_exchange_weak(now, now + 1)) return true;
+  return false;
+}
+
 void ThreadPool::work(int worker, uint64_t seen) {
   FloatMode mode;
   while (true) {
-    const auto called = [&] { return round_.load() != seen || stopping_.load(); };
-    if (!spin_until(called)) {
+    const auto called = [&] { return round_.load() / kRound != seen || stopping_.load(); };
+    if (!spin_until(called, [&] { fetch(worker); })) {
       std::unique_lock<std::mutex> lock(mutex_);
       ++asleep_;
       wake_.wait(lock, called);
       --asleep_;
     }
     if (stopping_) return;
-    ++seen;
+    seen = round_.load() / kRound;
+    if (!enter(seen)) continue;
     perform(worker);
-    pending_.fetch_sub(1);
+    round_.fetch_sub(1);
   }
 }
 
 void ThreadPool::run(const std::function<void(int)>& body) {
   FloatMode mode;
   body_ = &body;
-  if (!workers_.empty()) {
-    pending_.store(static_cast<int>(workers_.size()));
-    round_.fetch_add(1);
-    if (asleep_.load() > 0) {
-      std::lock_guard<std::mutex> lock(mutex_);
-      wake_.notify_all();
-    }
+  round_.fetch_add(kRound + kOpen);
+  if (asleep_.load() > 0) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    wake_.notify_all();
   }
   perform(0);
-  const auto done = [&] { return pending_.load() == 0; };
-  while (!spin_until(done)) std::this_thread::yield();
+  round_.fetch_sub(kOpen);
+  const auto done = [&] { return (round_.load() & kInside) == 0; };
+  while (!spin_until(done, [&] { fetch(0); })) std::this_thread::yield();
   body_ = nullptr;
   if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
 }

@@ -1,5 +1,5 @@
-// A fork-join pool: the caller is worker 0. Workers spin for some tens of microseconds between the phases of a step
-// and sleep otherwise.
+// A fork-join pool: the caller is worker 0. Workers spin for some tens of microseconds between the phases of a step,
+// fetching what is read next, and sleep otherwise.
 #pragma once
 
 #include <algorithm>
@@ -18,6 +18,11 @@ namespace mindport {
 constexpr int64_t kWorthAThread = 200'000;
 constexpr int64_t kWorthForking = 256 << 10;  // bytes of weights that one thread reads as fast as two that must meet
 
+struct MemoryRange {
+  const char* data = nullptr;
+  int64_t bytes = 0;
+};
+
 class ThreadPool {
  public:
   static ThreadPool& instance();
@@ -26,8 +31,8 @@ class ThreadPool {
   void resize(int threads);
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Runs body(worker) once on every worker and returns when all have; rethrows the first exception.
-  void run(const std::function<void(int)>& body);
+  // What the stretches after the next go through: once these are begun, a worker that waits fetches from it.
+  void announce(const MemoryRange& range) { announced_ = range; }
 
   // Calls body(first, last, worker) over [0, count) in pieces taken in order, each a multiple of `grain` but the last.
   template <class Body>
@@ -59,6 +64,7 @@ class ThreadPool {
       if (count > 0) body(int64_t{0}, count, 0);
       return;
     }
+    expect(announced_);
     const int64_t grains = (count + grain - 1) / grain;
     Stretches stretches(grains, size());
     run([&](int worker) {
@@ -113,19 +119,35 @@ class ThreadPool {
     std::vector<Left> left_;
   };
 
+  // Runs body(0), which returns when nothing is left to do, and lets every other worker run it that comes in time: who
+  // has no processor just now is not waited for. Rethrows the first exception.
+  void run(const std::function<void(int)>& body);
+
   ThreadPool() = default;
+  // What a worker fetches of a range: the beginning of its own stretch.
+  struct alignas(64) Fetching {
+    const char *range = nullptr, *next = nullptr, *end = nullptr;
+  };
+  void expect(const MemoryRange& range);
+  void fetch(int worker);
   void work(int worker, uint64_t seen);
+  bool enter(uint64_t round);
   void perform(int worker);
   void stop();
 
   std::vector<std::thread> workers_;
   const std::function<void(int)>* body_ = nullptr;
+  // Number of the round, whether it may be entered, and how many workers are inside.
   std::atomic<uint64_t> round_{0};
-  std::atomic<int> pending_{0};
+  static constexpr uint64_t kInside = 0xffff, kOpen = 1 << 16, kRound = 1 << 17;
   std::atomic<int> asleep_{0};
   std::atomic<bool> stopping_{false};
   std::mutex mutex_;
   std::condition_variable wake_;
+  MemoryRange announced_;
+  std::atomic<const char*> expected_{nullptr};
+  std::atomic<int64_t> expected_bytes_{0};
+  std::vector<Fetching> fetching_{1};
   std::mutex failure_mutex_;
   std::exception_ptr failure_;
 };
