@@ -12,8 +12,13 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
+from contract.faults import Fault
+
 Progress = Callable[[float, str], None]
 """Called with a fraction from 0 to 1 and what is being done."""
+
+Cancel = Callable[[], None]
+"""Takes effect within one engine step; does nothing when all is over."""
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,6 +157,30 @@ class TokenBackend(Protocol):
 
     async def unload(self) -> None:
         """Stop running requests with a fault and give everything back."""
+        ...
+
+
+class TokenSink(Protocol):
+    """Takes what one request gets, as it comes, in the event loop. Must not raise."""
+
+    def put(self, event: TokenEvent) -> None:
+        """Tokens. Nothing follows an event with ``finish``."""
+        ...
+
+    def fail(self, fault: Fault) -> None:
+        """Nothing follows. Without meaning after the finish."""
+        ...
+
+
+@runtime_checkable
+class TokenPusher(Protocol):
+    """What a token backend can do besides: hand events on without a task for each request."""
+
+    def start(self, request: TokenRequest, sink: TokenSink) -> Cancel:
+        """As ``generate``, into a sink, which gets nothing before this returns nor after the cancellation.
+
+        Raises ``Fault`` when the request cannot begin.
+        """
         ...
 
 

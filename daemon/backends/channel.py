@@ -9,7 +9,6 @@ import asyncio
 import socket
 import struct
 from collections import deque
-from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -185,60 +184,6 @@ class Channel(Generic[InboundT]):
             await self._writer.wait_closed()
         except ConnectionError:
             return
-
-
-def merge(events: Sequence[TokenEvent]) -> TokenEvent:
-    """Consecutive events of one request as one."""
-    if len(events) == 1:
-        return events[0]
-    first, last = events[0], events[-1]
-    choices = None
-    if any(event.choices is not None for event in events):
-        choices = [choice for event in events for choice in event.choices or ()]
-    return TokenEvent(
-        token_ids=[token for event in events for token in event.token_ids],
-        choices=choices,
-        prompt_choices=next((e.prompt_choices for e in events if e.prompt_choices is not None), None),
-        finish=last.finish,
-        cached_tokens=first.cached_tokens,
-        queue_s=first.queue_s,
-    )
-
-
-class TokenInbox:
-    """Events of one request on the way to its reader. Unread ones merge: a slow reader costs no one else."""
-
-    def __init__(self) -> None:
-        self.over = False
-        """The reader has got the finish or the fault."""
-        self._events: list[TokenEvent] = []
-        self._fault: Fault | None = None
-        self._arrived = asyncio.Event()
-
-    def put(self, event: TokenEvent) -> None:
-        self._events.append(event)
-        self._arrived.set()
-
-    def fail(self, fault: Fault) -> None:
-        """End the stream, after what has already arrived. The first fault counts."""
-        self._fault = self._fault or fault
-        self._arrived.set()
-
-    async def get(self) -> TokenEvent:
-        """Everything that has arrived, at least one token or the finish. Raises ``Fault``."""
-        await self._arrived.wait()
-        if self._events:
-            event = merge(self._events)
-            self._events.clear()
-            self.over = event.finish is not None
-        elif self._fault is not None:
-            self.over = True
-            raise self._fault
-        else:
-            raise RuntimeError("an inbox woke up empty")
-        if self._fault is None:
-            self._arrived.clear()
-        return event
 
 
 class TensorInbox:

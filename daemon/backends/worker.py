@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import functools
 import itertools
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -25,7 +26,9 @@ from daemon.backends.base import (
     Tensor,
     TokenEvent,
     TokenRequest,
+    TokenSink,
 )
+from daemon.backends.base import Cancel as CancelCall
 from daemon.backends.channel import (
     AdapterDone,
     AskStats,
@@ -46,12 +49,12 @@ from daemon.backends.channel import (
     Stats,
     TensorInbox,
     Tensors,
-    TokenInbox,
     Tokens,
     Unload,
     UnloadAdapter,
 )
 from daemon.backends.process import WorkerProcess
+from daemon.backends.sinks import pull
 from daemon.backends.watchdog import until_stuck
 
 _STATS_TIMEOUT_S = 5.0
@@ -71,7 +74,7 @@ class _Worker:
         self._watchdog: asyncio.Task[None] | None = None
         self._interpreter = interpreter
         self._calls = itertools.count(1)
-        self._token_calls: dict[int, TokenInbox] = {}
+        self._token_calls: dict[int, TokenSink] = {}
         self._tensor_calls: dict[int, TensorInbox] = {}
         self._stats_calls: dict[int, asyncio.Future[BackendStats]] = {}
         self._adapter_calls: dict[int, asyncio.Future[AdapterInfo | None]] = {}
@@ -196,8 +199,9 @@ class _Worker:
         self._ended = fault
         if self._watchdog is not None:
             self._watchdog.cancel()
-        for token_inbox in self._token_calls.values():
-            token_inbox.fail(copy.copy(fault))
+        while self._token_calls:
+            _, sink = self._token_calls.popitem()
+            sink.fail(copy.copy(fault))
         for tensor_inbox in self._tensor_calls.values():
             tensor_inbox.fail(copy.copy(fault))
         answers: list[asyncio.Future[Any]] = [*self._stats_calls.values(), *self._adapter_calls.values()]
@@ -232,12 +236,14 @@ class _Worker:
     def _hand_out(self, items: list[tuple[int, TokenEvent]]) -> None:
         """A call no longer known has been cancelled."""
         for call, event in items:
-            if (inbox := self._token_calls.get(call)) is not None:
-                inbox.put(event)
+            if (sink := self._token_calls.get(call)) is not None:
+                if event.finish is not None:
+                    del self._token_calls[call]
+                sink.put(event)
 
     def _finish_call(self, call: int, fault: Fault | None) -> None:
-        if (token_inbox := self._token_calls.get(call)) is not None:
-            token_inbox.fail(fault or Fault(FaultKind.INTERNAL, f"{self._title} ended an answer unfinished"))
+        if (sink := self._token_calls.pop(call, None)) is not None:
+            sink.fail(fault or Fault(FaultKind.INTERNAL, f"{self._title} ended an answer unfinished"))
         if (tensor_inbox := self._tensor_calls.get(call)) is not None:
             tensor_inbox.fail(fault)
 
@@ -287,18 +293,20 @@ class WorkerBackend(_Worker):
         self._watchdog = asyncio.create_task(self._kill_when_stuck(), name=f"watchdog {self._title}")
         return loaded.info
 
-    async def generate(self, request: TokenRequest) -> AsyncIterator[TokenEvent]:
+    def generate(self, request: TokenRequest) -> AsyncIterator[TokenEvent]:
         """Relay one request. Close the iterator to cancel it. Raises ``Fault``."""
-        call, inbox = next(self._calls), TokenInbox()
-        self._token_calls[call] = inbox
-        try:
-            self._send(Generate(call, request))
-            while not inbox.over:
-                yield await inbox.get()
-        finally:
-            del self._token_calls[call]
-            if not inbox.over:
-                self._cancel(call)
+        return pull(self.start, request)
+
+    def start(self, request: TokenRequest, sink: TokenSink) -> CancelCall:
+        """See ``TokenPusher``."""
+        call = next(self._calls)
+        self._send(Generate(call, request))
+        self._token_calls[call] = sink
+        return functools.partial(self._cancel_tokens, call)
+
+    def _cancel_tokens(self, call: int) -> None:
+        if self._token_calls.pop(call, None) is not None:
+            self._cancel(call)
 
     async def _kill_when_stuck(self) -> None:
         await until_stuck(lambda: bool(self._token_calls), self.stats, self._patience_s)

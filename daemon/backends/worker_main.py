@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, cast
 
 import msgspec
@@ -31,6 +31,9 @@ from daemon.backends.base import (
     TensorBackend,
     TokenBackend,
     TokenEvent,
+    TokenPusher,
+    TokenRequest,
+    TokenSink,
 )
 from daemon.backends.channel import (
     AdapterDone,
@@ -54,9 +57,9 @@ from daemon.backends.channel import (
     ToWorker,
     Unload,
     UnloadAdapter,
-    merge,
 )
 from daemon.backends.registry import create
+from daemon.backends.sinks import fault_of, merge, pump
 
 _TENSORS = "ask for tensors: POST /v2/models/NAME/infer"
 _TEXT = "ask for text: POST /v1/completions or /generate"
@@ -122,6 +125,24 @@ class Outbox:
             self._channel.send(Ended(frame.call, fault.to_dict()))
 
 
+class _Relay:
+    """Takes the tokens of one call to the outbox."""
+
+    def __init__(self, call: int, outbox: Outbox, over: Callable[[int], None]) -> None:
+        self._call = call
+        self._outbox = outbox
+        self._over = over
+
+    def put(self, event: TokenEvent) -> None:
+        self._outbox.put_tokens(self._call, event)
+        if event.finish is not None:
+            self._over(self._call)
+
+    def fail(self, fault: Fault) -> None:
+        self._outbox.put(Ended(self._call, fault.to_dict()))
+        self._over(self._call)
+
+
 class Worker:
     """Reads the daemon's frames and runs the backend for them."""
 
@@ -130,7 +151,8 @@ class Worker:
         self._outbox = Outbox(channel)
         self._backend: TokenBackend | TensorBackend | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._calls: dict[int, asyncio.Task[None]] = {}
+        self._calls: dict[int, Callable[[], object]] = {}
+        """How to cancel each."""
         self._credits: dict[int, asyncio.Semaphore] = {}
 
     async def run(self) -> None:
@@ -141,8 +163,8 @@ class Worker:
             if frame is None or isinstance(frame, Unload):
                 break
             self._handle(frame)
-        for task in self._calls.values():
-            task.cancel()
+        for cancel in list(self._calls.values()):
+            cancel()
         if self._backend is not None:
             await asyncio.wait_for(self._backend.unload(), _LINGER_S)
 
@@ -150,12 +172,14 @@ class Worker:
         match frame:
             case Load(spec):
                 self._spawn(self._load(spec))
-            case Generate(call) | Infer(call):
-                answering = self._calls[call] = self._spawn(self._answer(frame))
-                answering.add_done_callback(lambda _: self._calls.pop(call, None))
+            case Generate():
+                self._generate(frame)
+            case Infer(call):
+                answering = self._spawn(self._answer(frame))
+                self._calls[call] = answering.cancel
+                answering.add_done_callback(lambda _: self._end(call))
             case Cancel(call):
-                if (task := self._calls.get(call)) is not None:
-                    task.cancel()
+                self._cancel(call)
             case Credit(call):
                 if (credit := self._credits.get(call)) is not None:
                     credit.release()
@@ -189,31 +213,42 @@ class Worker:
             backend = create(spec.backend)
             info = await backend.load(spec, progress)
         except Exception as error:
-            self._outbox.put(LoadFailed(_fault_of(error, "loading failed").to_dict()))
+            self._outbox.put(LoadFailed(fault_of(error, "loading failed").to_dict()))
             return
         self._backend = backend
         self._outbox.put(Loaded(info=info) if isinstance(info, ModelInfo) else Loaded(config=info))
 
-    async def _answer(self, frame: Generate | Infer) -> None:
+    def _cancel(self, call: int) -> None:
+        if (cancel := self._calls.pop(call, None)) is not None:
+            cancel()
+
+    def _end(self, call: int) -> None:
+        self._calls.pop(call, None)
+
+    def _generate(self, frame: Generate) -> None:
+        """One call, to exactly one finish or fault (unless it is cancelled: then nobody reads)."""
+        relay = _Relay(frame.call, self._outbox, self._end)
+        try:
+            self._calls[frame.call] = self._begin(frame.request, relay)
+        except Exception as error:
+            relay.fail(fault_of(error, "answering failed"))
+
+    def _begin(self, request: TokenRequest, sink: TokenSink) -> Callable[[], object]:
+        backend: object = self._backend
+        if isinstance(backend, TokenPusher):
+            return backend.start(request, sink)
+        if (generate := getattr(backend, "generate", None)) is None:
+            raise Fault(FaultKind.UNSUPPORTED, "this model does not generate tokens", _TENSORS)
+        return self._spawn(pump(generate(request), sink)).cancel
+
+    async def _answer(self, frame: Infer) -> None:
         """One call, to exactly one ``Ended`` (unless it is cancelled: then nobody reads)."""
         fault: Fault | None = None
         try:
-            if isinstance(frame, Generate):
-                await self._generate(frame)
-            else:
-                await self._infer(frame)
+            await self._infer(frame)
         except Exception as error:
-            fault = _fault_of(error, "answering failed")
+            fault = fault_of(error, "answering failed")
         self._outbox.put(Ended(frame.call, fault.to_dict() if fault is not None else None))
-
-    async def _generate(self, frame: Generate) -> None:
-        backend = self._backend
-        if backend is None or not hasattr(backend, "generate"):
-            raise Fault(FaultKind.UNSUPPORTED, "this model does not generate tokens", _TENSORS)
-        events = cast("AsyncGenerator[TokenEvent, None]", backend.generate(frame.request))
-        async with contextlib.aclosing(events):
-            async for event in events:
-                self._outbox.put_tokens(frame.call, event)
 
     async def _infer(self, frame: Infer) -> None:
         backend = self._backend
@@ -250,7 +285,7 @@ class Worker:
             else:
                 await backend.unload_adapter(frame.name)
         except Exception as error:
-            fault = _fault_of(error, "the adapter failed")
+            fault = fault_of(error, "the adapter failed")
         self._outbox.put(AdapterDone(frame.call, info, fault.to_dict() if fault is not None else None))
 
     async def drain(self) -> None:
@@ -258,17 +293,6 @@ class Worker:
         self._outbox.flush()
         self._channel.close()
         await asyncio.wait_for(self._channel.wait_closed(), _LINGER_S)
-
-
-def _fault_of(error: Exception, what: str) -> Fault:
-    if isinstance(error, Fault):
-        return error
-    _log.error("%s", what, exc_info=error)
-    if isinstance(error, MemoryError):
-        return Fault(
-            FaultKind.OUT_OF_MEMORY, f"{what}: out of memory", "free memory, or lower the model's limits"
-        )
-    return Fault(FaultKind.INTERNAL, f"{what}: {type(error).__name__}: {error}", "the daemon's log has more")
 
 
 def _die_with(parent: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import logging
 import os
@@ -20,19 +21,21 @@ from contract.serving import read_serving
 from daemon.backends.base import (
     AdapterInfo,
     BackendStats,
+    Cancel,
     ModelInfo,
     ModelSpec,
     Progress,
     TokenEvent,
     TokenRequest,
+    TokenSink,
 )
-from daemon.backends.channel import TokenInbox
 from daemon.backends.ms.ascend import AscendRunner
 from daemon.backends.ms.engine import Engine, EngineSettings, Outcome, Runner
 from daemon.backends.ms.memory import check_fit, plan_blocks, room_for_model
 from daemon.backends.ms.runner import ModelRunner, RunnerOptions
 from daemon.backends.ms.weights import estimate
 from daemon.backends.options import read_options
+from daemon.backends.sinks import pull
 from daemon.engine_options import EngineOptions
 
 _JOIN_S = 5.0
@@ -67,7 +70,7 @@ class MsBackend:
         self._load_runner = load_runner
         self._give_up: Callable[[str], None] = _exit_broken
         self._numbers = itertools.count(1)
-        self._inboxes: dict[int, TokenInbox] = {}
+        self._sinks: dict[int, TokenSink] = {}
         self._runner: LoadedRunner | None = None
         self._engine: Engine | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -90,20 +93,18 @@ class MsBackend:
         dtype = options.dtype if options.dtype != "auto" else read_serving(spec.path).dtype
         return msgspec.structs.replace(_describe(runner, engine, settings, dtype), adapters=adapters)
 
-    async def generate(self, request: TokenRequest) -> AsyncIterator[TokenEvent]:
+    def generate(self, request: TokenRequest) -> AsyncIterator[TokenEvent]:
+        return pull(self.start, request)
+
+    def start(self, request: TokenRequest, sink: TokenSink) -> Cancel:
+        """See ``TokenPusher``."""
         engine = self._engine
         if engine is None:
             raise Fault(FaultKind.NOT_READY, "the model is not loaded", "load it, then try again")
-        number, inbox = next(self._numbers), TokenInbox()
-        self._inboxes[number] = inbox
-        try:
-            engine.submit(number, request)
-            while not inbox.over:
-                yield await inbox.get()
-        finally:
-            del self._inboxes[number]
-            if not inbox.over:
-                engine.cancel(number)
+        number = next(self._numbers)
+        engine.submit(number, request)
+        self._sinks[number] = sink
+        return functools.partial(self._cancel, engine, number)
 
     async def load_adapter(self, name: str, directory: str) -> AdapterInfo:
         """See ``AdapterHost``."""
@@ -158,13 +159,20 @@ class MsBackend:
 
     def _deliver(self, outcomes: list[tuple[int, Outcome]]) -> None:
         for number, outcome in outcomes:
-            inbox = self._inboxes.get(number)
-            if inbox is None:
+            sink = self._sinks.get(number)
+            if sink is None:
                 continue
             if isinstance(outcome, Fault):
-                inbox.fail(outcome)
+                del self._sinks[number]
+                sink.fail(outcome)
             else:
-                inbox.put(outcome)
+                if outcome.finish is not None:
+                    del self._sinks[number]
+                sink.put(outcome)
+
+    def _cancel(self, engine: Engine, number: int) -> None:
+        if self._sinks.pop(number, None) is not None:
+            engine.cancel(number)
 
 
 def _exit_broken(reason: str) -> None:

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import asyncio
 import socket
 import struct
 
 import pytest
 
-from contract.faults import Fault, FaultKind
 from daemon.backends import channel as channel_module
 from daemon.backends.base import TokenChoice, TokenEvent
 from daemon.backends.channel import (
@@ -14,10 +12,8 @@ from daemon.backends.channel import (
     Channel,
     ChannelError,
     FromWorker,
-    TokenInbox,
     Tokens,
     ToWorker,
-    merge,
 )
 
 
@@ -70,31 +66,3 @@ async def test_oversized_frame_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ChannelError, match="limit"):
         worker.send(Tokens([(1, TokenEvent(list(range(100))))]))
     await close(daemon, worker)
-
-
-def test_merge_keeps_order_and_ends() -> None:
-    first = TokenEvent([1], [TokenChoice(1, -1.0)], [TokenChoice(9, -2.0)], None, 16, 0.5)
-    last = TokenEvent([2, 3], [TokenChoice(2, -1.0), TokenChoice(3, -1.0)], None, "length")
-    merged = merge([first, last])
-    assert merged.token_ids == [1, 2, 3]
-    assert [choice.token_id for choice in merged.choices or ()] == [1, 2, 3]
-    assert merged.prompt_choices == first.prompt_choices
-    assert (merged.finish, merged.cached_tokens, merged.queue_s) == ("length", 16, 0.5)
-    assert merge([TokenEvent([1]), TokenEvent([2])]).choices is None
-
-
-async def test_inbox_merges_what_nobody_reads_and_then_fails() -> None:
-    inbox = TokenInbox()
-    for token in range(3):
-        inbox.put(TokenEvent([token]))
-    assert (await inbox.get()).token_ids == [0, 1, 2]
-    waiting = asyncio.create_task(inbox.get())
-    await asyncio.sleep(0)
-    inbox.put(TokenEvent([3]))
-    assert (await waiting).token_ids == [3]
-    inbox.put(TokenEvent([4]))
-    inbox.fail(Fault(FaultKind.INTERNAL, "first"))
-    inbox.fail(Fault(FaultKind.INTERNAL, "second"))
-    assert (await inbox.get()).token_ids == [4]
-    with pytest.raises(Fault, match="first"):
-        await inbox.get()

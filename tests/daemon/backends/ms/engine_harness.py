@@ -7,8 +7,8 @@ from typing import Any
 
 from contract.faults import Fault
 from daemon.backends.base import TokenEvent, TokenRequest
-from daemon.backends.channel import merge
 from daemon.backends.ms.engine import Engine, EngineSettings, Outcome
+from daemon.backends.sinks import merge
 from tests.fakes_engine import FakeRunner
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from contract.faults import Fault, FaultKind
 from daemon.backends.base import TokenEvent, TokenRequest
-from daemon.backends.channel import merge
+from daemon.backends.sinks import merge
 from tests.daemon.backends.ms.engine_harness import Harness, submit_all
 from tests.fakes_engine import FakeRunner, request, toy_answer, toy_row
 
