@@ -19,13 +19,16 @@ from contract.faults import Fault, FaultKind
 from contract.generation import GenerateRequest, Message, Sampling
 from daemon.backends.base import (
     BackendStats,
+    Cancel,
     ModelInfo,
     ModelSpec,
     Progress,
     TokenChoice,
     TokenEvent,
     TokenRequest,
+    TokenSink,
 )
+from daemon.backends.sinks import pump
 from daemon.observe.requests import LogLine
 from daemon.repository.managed import ManagedBackend
 from daemon.repository.registry import Registry, RegistryConfig
@@ -133,6 +136,7 @@ class EchoBackend:
         """Ids of requests that were closed before their end."""
         self.running = 0
         self.unloaded = False
+        self._pumps: set[asyncio.Task[None]] = set()
         self.death: asyncio.Future[Fault | None] = asyncio.get_running_loop().create_future()
         self.pid: int | None = 4711
 
@@ -168,6 +172,20 @@ class EchoBackend:
             self.running -= 1
             if not finished:
                 self.closed.append(request.request_id)
+
+    def start(self, request: TokenRequest, sink: TokenSink) -> Cancel:
+        pumping = asyncio.get_running_loop().create_task(pump(self.generate(request), sink))
+        self._pumps.add(pumping)
+        pumping.add_done_callback(self._pumps.discard)
+
+        def cancel() -> None:
+            pumping.cancel()
+
+        return cancel
+
+    async def idle(self) -> None:
+        """What was cancelled has ended."""
+        await asyncio.gather(*self._pumps, return_exceptions=True)
 
     async def answer(self, request: TokenRequest) -> AsyncIterator[TokenEvent]:
         sampling = request.sampling

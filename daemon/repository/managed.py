@@ -1,4 +1,4 @@
-"""What the registry needs of a backend beyond ``TokenBackend``: to know its process and when that dies."""
+"""What the registry and the service need of a backend beyond ``TokenBackend``."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Protocol
 
 from contract.faults import Fault
-from daemon.backends.base import ModelSpec, TokenBackend
+from daemon.backends.base import ModelSpec, TokenBackend, TokenPusher
 
 
-class ManagedBackend(TokenBackend, Protocol):
-    """A token backend whose worker process can be watched."""
+class ManagedBackend(TokenBackend, TokenPusher, Protocol):
+    """A token backend that pushes, and whose worker process can be watched."""
 
     @property
     def pid(self) -> int | None:

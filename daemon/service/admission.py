@@ -106,14 +106,11 @@ class Ticket:
 
     def __init__(self, admission: Admission, priority: int, caller: str, number: int) -> None:
         self.turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when it has come; ``Fault`` OVERLOADED if this one had to give way."""
         self.priority = priority
         self.caller = caller
         self.number = number
         self._admission = admission
-
-    async def wait(self) -> None:
-        """Until it is this one's turn. Raises ``Fault`` OVERLOADED if it had to give way."""
-        await self.turn
 
     def turn_away(self, fault: Fault) -> None:
         """For ``Admission`` only."""

@@ -20,7 +20,7 @@ class Answer:
     def __init__(
         self, request: GenerateRequest, sampling: TokenSampling, tokenizer: TextTokenizer | None, index: int
     ) -> None:
-        self._index = index
+        self.index = index
         self._tokenizer = tokenizer
         self._text = (
             detokeniser(tokenizer, skip_special_tokens=request.skip_special_tokens) if tokenizer else None
@@ -58,7 +58,7 @@ class Answer:
         return Delta(
             text=text,
             token_ids=ids,
-            index=self._index,
+            index=self.index,
             logprobs=logprobs,
             finish_reason=reason,
             stop_match=match,

@@ -74,7 +74,7 @@ class GenerateService:
                             return
                 finally:
                     del self._runs[job.run_id]
-                    await run.close()
+                    run.cancel()
 
     def cancel(self, request_id: str) -> bool:
         """Cancel every running request of this id."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 
 import pytest
@@ -44,10 +43,6 @@ async def test_the_urgent_go_first_then_the_early() -> None:
 async def test_leaving_while_waiting_frees_the_place() -> None:
     queue = admission()
     running, waiting = queue.enter(0), queue.enter(0)
-    task = asyncio.create_task(waiting.wait())
-    await asyncio.sleep(0)
-    task.cancel()
-    await asyncio.wait([task])
     waiting.leave()
     waiting.leave()
     assert (queue.running, queue.waiting) == (1, 0)
@@ -98,7 +93,7 @@ async def test_full_of_one_callers_requests_it_takes_anothers_in_exchange() -> N
     other = queue.enter(0, "other")
     assert (queue.running, queue.waiting) == (1, 3)
     with pytest.raises(Fault, match="1 requests run, 3 wait") as caught:
-        await waiting[2].wait()
+        await waiting[2].turn
     assert caught.value.kind is FaultKind.OVERLOADED
     waiting[2].leave()
     assert (queue.running, queue.waiting) == (1, 3)
@@ -135,10 +130,7 @@ async def test_the_least_urgent_gets_its_turn_among_the_urgent() -> None:
 async def test_who_stopped_waiting_gets_no_turn_before_it_leaves() -> None:
     queue = admission(waiting=3)
     running, gone, next_one = queue.enter(0), queue.enter(0), queue.enter(0)
-    task = asyncio.create_task(gone.wait())
-    await asyncio.sleep(0)
-    task.cancel()
-    await asyncio.wait([task])
+    gone.turn.cancel()
     running.leave()
     assert next_one.turn.done()
     gone.leave()

@@ -138,6 +138,7 @@ async def test_stop_strings(tmp_path: Path) -> None:
     service = await fake_service(tmp_path, backends=backends)
     text, last = await answer(service, request_of("one two three", sampling={"stop": ("two",)}))
     assert (text, last.finish_reason, last.stop_match) == ("one ", "stop_string", "two")
+    await backends.last("echo").idle()
     assert backends.last("echo").closed == ["r1"]
     sampling = {"stop": ("two",), "include_stop": True}
     assert (await answer(service, request_of("one two three", sampling=sampling)))[0] == "one two"

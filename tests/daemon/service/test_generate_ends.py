@@ -62,7 +62,7 @@ async def test_closing_at_any_event_cancels_in_the_engine(tmp_path: Path) -> Non
         for _ in range(events):
             await anext(stream)
         await stream.aclose()
-        assert slow.running == 0
+        await slow.idle()
         assert len(slow.closed) == len(slow.requests)
         page, _ = await service.metrics_page()
         cancelled = b'mindport_requests_total{dialect="mindie",fault="",model="slow",outcome="cancelled",'
