@@ -19,6 +19,11 @@ async def merge(
     generate: Generate, requests: Sequence[GenerateRequest]
 ) -> AsyncGenerator[tuple[int, Event], None]:
     """Events with the position of their request. The first fault ends all; so does closing this generator."""
+    if len(requests) == 1:
+        async with aclosing(generate(requests[0])) as events:
+            async for event in events:
+                yield 0, event
+        return
     # Bounded, so that a slow reader slows the requests down.
     queue: _Queue = asyncio.Queue(4 * MAX_CONCURRENT)
     gate = asyncio.Semaphore(MAX_CONCURRENT)
