@@ -37,51 +37,6 @@ struct Ahead {
   }
 };
 
-// With a packed A.
-template <Format F, int M, int P>
-void packed_tile(const Tile& t) {
-  constexpr int N = kRegisters;
-  using E = typename Elements<F>::Type;
-  W acc[M][P][N];
-#pragma GCC unroll 32
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 32
-    for (int p = 0; p < P; ++p)
-#pragma GCC unroll 32
-      for (int n = 0; n < N; ++n)
-        acc[m][p][n] = t.resume ? w_load(t.c + m * t.c_row + p * 16 + n * L) : w_set1(0.0f);
-
-  const E* b = static_cast<const E*>(t.b);
-  const float* a = t.a;
-  const int64_t b_panel = t.b_panel;
-  Ahead ahead(t);
-  for (int64_t k = t.k; k > 0; --k) {
-    W bv[P][N];
-#pragma GCC unroll 32
-    for (int p = 0; p < P; ++p)
-#pragma GCC unroll 32
-      for (int n = 0; n < N; ++n) bv[p][n] = Elements<F>::load(b + p * b_panel + n * L);
-    ahead.fetch();
-#pragma GCC unroll 32
-    for (int m = 0; m < M; ++m) {
-      const W av = w_set1(a[m]);
-#pragma GCC unroll 32
-      for (int p = 0; p < P; ++p)
-#pragma GCC unroll 32
-        for (int n = 0; n < N; ++n) acc[m][p][n] = w_fma(av, bv[p][n], acc[m][p][n]);
-    }
-    b += 16;
-    a += M;
-  }
-
-#pragma GCC unroll 32
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 32
-    for (int p = 0; p < P; ++p)
-#pragma GCC unroll 32
-      for (int n = 0; n < N; ++n) w_store(t.c + m * t.c_row + p * 16 + n * L, acc[m][p][n]);
-}
-
 template <int M, int P>
 struct Accumulators {
   W s[M][P][kRegisters];
@@ -106,6 +61,41 @@ __attribute__((always_inline)) inline void add_column(Accumulators<M, P>& acc, c
   }
 }
 
+template <int M, int P>
+__attribute__((always_inline)) inline void load(const Tile& t, Accumulators<M, P>& acc) {
+#pragma GCC unroll 32
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 32
+    for (int i = 0; i < P * kRegisters; ++i)
+      (&acc.s[m][0][0])[i] = t.resume ? w_load(t.c + m * t.c_row + i * L) : w_set1(0.0f);
+}
+
+template <int M, int P>
+__attribute__((always_inline)) inline void store(const Tile& t, const Accumulators<M, P>& acc) {
+#pragma GCC unroll 32
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 32
+    for (int i = 0; i < P * kRegisters; ++i) w_store(t.c + m * t.c_row + i * L, (&acc.s[m][0][0])[i]);
+}
+
+// With a packed A.
+template <Format F, int M, int P>
+void packed_tile(const Tile& t) {
+  using E = typename Elements<F>::Type;
+  Accumulators<M, P> acc;
+  load(t, acc);
+  const E* b = static_cast<const E*>(t.b);
+  const float* a = t.a;
+  const int64_t b_panel = t.b_panel;
+  Ahead ahead(t);
+#pragma GCC unroll 1
+  for (int64_t k = t.k; k > 0; --k, b += kLanes, a += M) {
+    ahead.fetch();
+    add_column<F, M, P>(acc, b, b_panel, a, 1);
+  }
+  store(t, acc);
+}
+
 // A few rows of A as they lie. A line of each panel is fetched for each that is used: of its own next ones, or of those
 // of `ahead`.
 template <Format F, int M, int P>
@@ -113,11 +103,7 @@ void few_tile(const Tile& t) {
   using E = typename Elements<F>::Type;
   constexpr int64_t kSize = sizeof(E), kColumns = 4 / kSize;  // of a line
   Accumulators<M, P> acc;
-#pragma GCC unroll 32
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 32
-    for (int i = 0; i < P * kRegisters; ++i)
-      (&acc.s[m][0][0])[i] = t.resume ? w_load(t.c + m * t.c_row + i * L) : w_set1(0.0f);
+  load(t, acc);
 
   const E* b = static_cast<const E*>(t.b);
   const float* a = t.a;
@@ -138,10 +124,7 @@ void few_tile(const Tile& t) {
 #pragma GCC unroll 1
   for (; k > 0; --k, b += kLanes, ++a) add_column<F, M, P>(acc, b, b_panel, a, a_row);
 
-#pragma GCC unroll 32
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 32
-    for (int i = 0; i < P * kRegisters; ++i) w_store(t.c + m * t.c_row + i * L, (&acc.s[m][0][0])[i]);
+  store(t, acc);
 }
 
 template <Format F>
