@@ -329,10 +329,10 @@ class Work {
 }  // namespace
 
 void Attention::attend(Step& step, const float* queries, const LayerCache& cache, float* out) const {
-  static std::vector<Memory> scratch;
+  static WorkerMemory scratch;
   static Memory apart;
   auto& pool = ThreadPool::instance();
-  scratch.resize(std::max(scratch.size(), static_cast<size_t>(pool.size())));
+  scratch.reserve(pool.size());
   Work work(shape_, step, pool.size());
   float* partials = apart.at_least(static_cast<size_t>(work.partial_floats));
   const int64_t group = shape_.group(), width = shape_.heads * shape_.head_dim;
@@ -350,7 +350,7 @@ void Attention::attend(Step& step, const float* queries, const LayerCache& cache
   };
   pool.each(static_cast<int64_t>(work.pieces.size()), work.grain(), [&](int64_t first, int64_t last, int worker) {
     const auto floats = static_cast<size_t>(QueryGroup::scratch_floats(shape_, work.tokens()));
-    float* memory = scratch[static_cast<size_t>(worker)].at_least(floats);
+    float* memory = scratch.at_least(worker, floats);
     for (int64_t i = first; i < last; ++i) compute(work.pieces[static_cast<size_t>(i)], memory);
   });
 }

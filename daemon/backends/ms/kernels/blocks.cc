@@ -28,10 +28,9 @@ void norm_rows(const float* x, const Rows& rows, const std::vector<float>& weigh
 // prompt, one of them. The others are left as they are.
 Rows rows_of(const Block& block) { return block.last ? block.model->wanted_rows() : block.model->all_rows(); }
 
-void add_bias(const Region& region, const float* bias, int64_t columns, float* c, int64_t c_row) {
+void add_bias(const Region& region, const float* bias, int64_t columns) {
   const int64_t first = region.panel0 * kLanes, n = std::min(columns, region.panel1 * kLanes) - first;
-  for (int64_t r = region.row0; r < region.row1; ++r)
-    kernels().add(c + r * c_row + first, bias + first, n, c + r * c_row + first);
+  for (int64_t r = region.row0; r < region.row1; ++r) kernels().add(region.row(r), bias + first, n, region.row(r));
 }
 
 constexpr int64_t kItself = -1;  // in place of an expert: the block's own weights
@@ -49,17 +48,15 @@ const float* activate(Block& block, int64_t expert, const float* in, int64_t row
   const Matrix& weights = block.matrix(matrix_slot(expert, gate_up_matrix), inner, hidden, 2);
   const float* gate_bias = block.optional_vector(vector_slot(expert, in_bias), inner);
   const float* up = block.optional_vector(vector_slot(expert, up_bias), inner);
-  const int64_t stride = weights.panels() * kLanes;
-  float* wide = scratch.wide.at_least(static_cast<size_t>(rows * stride));
   float* activated = scratch.attended.at_least(static_cast<size_t>(rows * inner));
   const Correction correction(adapted_rows(block, expert), weights, in, hidden, scratch.reduced);
   block.model->order.reads(weights);
-  matmul(weights, in, hidden, rows, wide, stride, [&](const Region& region) {
+  matmul(weights, in, hidden, rows, nullptr, 0, [&](const Region& region) {
     const KernelTable& table = kernels();
-    correction.add(region, wide, stride);
+    correction.add(region);
     const int64_t first = region.panel0 / 2 * kLanes, last = std::min(inner, region.panel1 / 2 * kLanes);
     for (int64_t r = region.row0; r < region.row1; ++r) {
-      float* pairs = wide + r * stride + region.panel0 * kLanes;
+      float* pairs = region.row(r);
       for (int64_t column = first; column < last; column += kLanes) {
         float* pair = pairs + 2 * (column - first);
         const int64_t n = std::min(kLanes, last - column);
@@ -78,15 +75,13 @@ void project(Block& block, int64_t expert, const float* a, int64_t rows, const T
   const int64_t hidden = block.shape.hidden, width = block.width();
   const Matrix& weights = block.matrix(matrix_slot(expert, out_matrix), hidden, width);
   const float* bias = block.optional_vector(vector_slot(expert, out_bias), hidden);
-  const int64_t stride = weights.panels() * kLanes;
-  float* delta = block.model->scratch.delta.at_least(static_cast<size_t>(rows * stride));
   const Correction correction(adapted_rows(block, expert), weights, a, width, block.model->scratch.reduced);
   block.model->order.reads(weights);
-  matmul(weights, a, width, rows, delta, stride, [&](const Region& region) {
-    correction.add(region, delta, stride);
-    if (bias != nullptr) add_bias(region, bias, hidden, delta, stride);
+  matmul(weights, a, width, rows, nullptr, 0, [&](const Region& region) {
+    correction.add(region);
+    if (bias != nullptr) add_bias(region, bias, hidden);
     const int64_t first = region.panel0 * kLanes, n = std::min(hidden, region.panel1 * kLanes) - first;
-    for (int64_t r = region.row0; r < region.row1; ++r) take(r, first, n, delta + r * stride + first);
+    for (int64_t r = region.row0; r < region.row1; ++r) take(r, first, n, region.row(r));
   });
 }
 
@@ -111,7 +106,7 @@ std::vector<std::vector<Visit>> route(Block& block, const float* norm, int64_t r
   const BlockShape& shape = block.shape;
   const Matrix& router = block.matrix(router_matrix, shape.experts, shape.hidden);
   const int64_t stride = router.panels() * kLanes;
-  float* scores = block.model->scratch.delta.at_least(static_cast<size_t>(rows * stride));
+  float* scores = block.model->scratch.scores.at_least(static_cast<size_t>(rows * stride));
   block.model->order.reads(router);
   matmul(router, norm, shape.hidden, rows, scores, stride);
   std::vector<std::vector<Visit>> visits(static_cast<size_t>(shape.experts));
@@ -245,15 +240,15 @@ void attention_block(Block& block, const float* x, float* out) {
   const float* bias = block.optional_vector(in_bias, width);
   const int64_t stride = weights.panels() * kLanes, inner = heads.heads * heads.head_dim;
   float* norm = model.scratch.norm.at_least(static_cast<size_t>(step.rows * shape.hidden));
-  float* projected = model.scratch.wide.at_least(static_cast<size_t>(step.rows * stride));
+  float* projected = model.scratch.projected.at_least(static_cast<size_t>(step.rows * stride));
   float* queries = model.scratch.queries.at_least(static_cast<size_t>(step.rows * inner));
   float* attended = model.scratch.attended.at_least(static_cast<size_t>(step.rows * inner));
   norm_rows(x, model.all_rows(), block.vector(norm_vector, shape.hidden), shape.eps, norm);
   const Correction correction(model.adapted, weights, norm, shape.hidden, model.scratch.reduced);
   model.order.reads(weights);
   matmul(weights, norm, shape.hidden, step.rows, projected, stride, [&](const Region& region) {
-    correction.add(region, projected, stride);
-    if (bias != nullptr) add_bias(region, bias, width, projected, stride);
+    correction.add(region);
+    if (bias != nullptr) add_bias(region, bias, width);
   });
   const int64_t half = heads.rotary_dim / 2;
   const HeadWeights extras{block.vector_or_empty(slopes_vector, heads.heads), block.optional_vector(query_norm, heads.head_dim),
@@ -353,10 +348,10 @@ void head(Block& block, const float* x) {
   const Correction correction(wanted.adapted, weights, norm, shape.hidden, model.scratch.reduced);
   model.order.reads(weights);
   matmul(weights, norm, shape.hidden, rows, logits, stride, [&](const Region& region) {
-    correction.add(region, logits, stride);
+    correction.add(region);
     const int64_t first = region.panel0 * kLanes, n = std::min(shape.inner, region.panel1 * kLanes) - first;
     for (int64_t r = region.row0; r < region.row1; ++r) {
-      float* row = logits + r * stride + first;
+      float* row = region.row(r);
       if (shape.scale != 1.0f) kernels().scale(shape.scale, n, row);
       if (lengths != nullptr)
         for (int64_t i = 0; i < n; ++i) row[i] *= lengths[first + i];

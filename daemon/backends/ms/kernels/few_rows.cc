@@ -29,10 +29,11 @@ class FewRows {
     const int64_t panels = w.panels(), width = stream_ != nullptr ? 1 : widest(panels);
     const int64_t work = w.panel_bytes() * panels * std::max<int64_t>(1, p_.m / 4);
     const int64_t grain = work < kWorthForking ? panels : std::lcm(width, w.parts());
-    ThreadPool::instance().each_stretch(panels, grain, [&](int64_t first, int64_t last, int) {
-      if (stream_ != nullptr) stream(first, last);
-      else blocks(first, last);
-      if (p_.finish) p_.finish({0, p_.m, first, last});
+    ThreadPool::instance().each_stretch(panels, grain, [&](int64_t first, int64_t last, int worker) {
+      const Region region = p_.output.region(0, p_.m, first, last, worker);
+      if (stream_ != nullptr) stream(region);
+      else blocks(region);
+      if (p_.finish) p_.finish(region);
     });
   }
 
@@ -50,7 +51,8 @@ class FewRows {
   }
 
   // One tile takes all columns, but lets those of the next panels be fetched at the end; several take turns.
-  void blocks(int64_t first, int64_t last) const {
+  void blocks(const Region& region) const {
+    const int64_t last = region.panel1;
     const int64_t cols = p_.weights.cols(), lead = kLead / column_bytes_;
     const auto begin = [&](int64_t panel, int64_t k) {
       const int64_t width = panel < last ? widest(last - panel) : 1;
@@ -58,29 +60,29 @@ class FewRows {
       if (tiles_ == 1) depth = k == 0 && cols > lead ? cols - lead : lead;
       return Block{panel, width, k, std::min(depth, cols - k)};
     };
-    for (Block block = begin(first, 0), next; block.panel < last; block = next) {
+    for (Block block = begin(region.panel0, 0), next; block.panel < last; block = next) {
       const bool whole = block.k + block.depth == cols;
       next = whole ? begin(block.panel + block.width, 0) : begin(block.panel, block.k + block.depth);
       const char* ahead = next.panel < p_.weights.panels() ? at(next.panel, next.k) : at(block.panel, block.k);
-      multiply(block, tiles_ == 1 && !whole ? at(block.panel, lead) : ahead);
+      multiply(block, region, tiles_ == 1 && !whole ? at(block.panel, lead) : ahead);
     }
   }
 
   // Each tile of rows fetches its share of columns.
-  void multiply(const Block& block, const char* ahead) const {
+  void multiply(const Block& block, const Region& region, const char* ahead) const {
     const int64_t step = (kLine + tiles_ - 1) / tiles_;
     for (int64_t t = 0; t < tiles_; ++t) {
       const int64_t row = first_row(t), rows = first_row(t + 1) - row;
       p_.table.tile[static_cast<int>(p_.weights.format())][rows][block.width](
           {p_.a + row * p_.a_row + block.k, p_.a_row, at(block.panel, block.k), p_.weights.panel_elements(),
-           block.depth, p_.c + row * p_.c_row + block.panel * kLanes, p_.c_row, block.k > 0,
+           block.depth, region.at(row, block.panel), region.c_row, block.k > 0,
            ahead + t * block.depth * column_bytes_ / kLine * step, step});
     }
   }
 
-  void stream(int64_t first, int64_t last) const {
-    for (int64_t panel = first; panel < last; ++panel)
-      stream_({packed_, 0, at(panel, 0), 0, p_.weights.cols(), p_.c + panel * kLanes, p_.c_row, false,
+  void stream(const Region& region) const {
+    for (int64_t panel = region.panel0; panel < region.panel1; ++panel)
+      stream_({packed_, 0, at(panel, 0), 0, p_.weights.cols(), region.at(0, panel), region.c_row, false,
                at(panel, 0) + kStreamLead, column_bytes_});
   }
 

@@ -69,7 +69,7 @@ void Correction::fetch_beginning(const Task& task) const {
       __builtin_prefetch(task.change->panel(panel) + at);
 }
 
-void Correction::add(const Region& region, float* c, int64_t c_row) const {
+void Correction::add(const Region& region) const {
   const int64_t most = kernels().few_rows;
   for (const Run& run : runs_) {
     const int64_t first = std::max(run.first, region.row0), last = std::min(run.last, region.row1);
@@ -95,7 +95,7 @@ void Correction::add(const Region& region, float* c, int64_t c_row) const {
         const int64_t count = std::min(most, last - row);
         kernels().tile[format][count][width]({reduced_ + row * stride_ + span.first, stride_,
                                               change.up + span.offset * element, span.count * kLanes, span.count,
-                                              c + row * c_row + panel * kLanes, c_row, true});
+                                              region.at(row, panel), region.c_row, true});
       }
       panel += width;
     }

@@ -50,8 +50,8 @@ class Correction {
   // Computes D x of all rows that `runs` name; `reduced` keeps it until the last `add`.
   Correction(const std::vector<AdapterRun>& runs, const Matrix& weights, const float* a, int64_t a_row, Memory& reduced);
 
-  // Adds to a completed region of c.
-  void add(const Region& region, float* c, int64_t c_row) const;
+  // Adds to a completed region.
+  void add(const Region& region) const;
 
  private:
   struct Run {

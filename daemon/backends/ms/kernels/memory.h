@@ -71,6 +71,16 @@ class Memory {
   size_t bytes_ = 0;
 };
 
+// Scratch of each worker of a pool.
+class WorkerMemory {
+ public:
+  void reserve(int workers) { memories_.resize(std::max(memories_.size(), static_cast<size_t>(workers))); }
+  float* at_least(int worker, size_t count) { return memories_[static_cast<size_t>(worker)].at_least(count); }
+
+ private:
+  std::vector<Memory> memories_;
+};
+
 // Memory for matrices that are not known yet, cleared beside other work: the system clears a page when it is first
 // touched, which takes about as long as filling it, and many times that where a virtual machine gets it only then.
 class Reserve {

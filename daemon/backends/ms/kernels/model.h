@@ -111,7 +111,7 @@ class Model {
   Rows wanted_rows() { return {wanted, adapted_wanted, step.logit_rows.data()}; }
 
   struct Scratch {
-    Memory norm, wide, queries, attended, delta, mixed, reduced;
+    Memory norm, projected, queries, attended, scores, mixed, reduced;
   } scratch;
 };
 

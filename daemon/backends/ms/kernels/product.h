@@ -1,4 +1,4 @@
-// C = A * W^T of float formats, as its two ways of computing see it.
+// C = A * W^T as its ways of computing see it.
 #pragma once
 
 #include "matmul.h"
@@ -6,12 +6,23 @@
 
 namespace mindport {
 
+// Where the regions of a product lie: in C, or in scratch of the workers.
+class Output {
+ public:
+  Output(float* c, int64_t c_row);
+  Region region(int64_t row0, int64_t row1, int64_t panel0, int64_t panel1, int worker) const;
+
+ private:
+  float* c_;
+  int64_t c_row_;
+};
+
+// Of float formats.
 struct Product {
   const Matrix& weights;
   const float* a;
   int64_t a_row, m;
-  float* c;
-  int64_t c_row;
+  const Output& output;
   const std::function<void(const Region&)>& finish;
   const KernelTable& table;
 

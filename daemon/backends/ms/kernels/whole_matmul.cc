@@ -19,34 +19,23 @@ constexpr int64_t kRoundingCost = 8;  // of an activation, in multiply-adds of w
 
 int log2_of(int64_t width) { return width == 4 ? 2 : width == 2 ? 1 : 0; }
 
-// Weights of a block of columns in the form for many rows, in a buffer of the worker.
-class Expander {
- public:
-  static Expander& instance() {
-    static Expander expander;
-    return expander;
-  }
-  void reserve(int workers) { buffers_.resize(std::max(buffers_.size(), static_cast<size_t>(workers))); }
-  uint8_t* room(int worker, int64_t bytes) {
-    return reinterpret_cast<uint8_t*>(buffers_[static_cast<size_t>(worker)].at_least(static_cast<size_t>(bytes / 4)));
-  }
-
- private:
-  std::vector<Memory> buffers_;
-};
+// For weights of a block of columns in the form for many rows.
+WorkerMemory& expanding_room() {
+  static WorkerMemory memory;
+  return memory;
+}
 
 class WholeProduct {
  public:
-  WholeProduct(const Matrix& weights, int64_t m, float* c, int64_t c_row,
-               const std::function<void(const Region&)>& finish)
-      : weights_(weights), m_(m), c_(c), c_row_(c_row), finish_(finish), table_(whole_kernels()),
+  WholeProduct(const Matrix& weights, int64_t m, const Output& output, const std::function<void(const Region&)>& finish)
+      : weights_(weights), m_(m), output_(output), finish_(finish), table_(whole_kernels()),
         many_(table_.many[weights.format() == Format::int8 ? 0 : 1]),
         is_many_(m > kDirectTiles * table_.tile_rows && many_.tile_rows > 0),
         tile_rows_(is_many_ ? many_.tile_rows : table_.tile_rows), tiles_((m + tile_rows_ - 1) / tile_rows_),
         blocks_(weights.depth() / kBlock), group_blocks_(weights.grouping().size / kBlock) {
     static Memory rounded, widened;
     rounded_ = reinterpret_cast<int32_t*>(rounded.at_least(static_cast<size_t>(m * row_words())));
-    if (is_many_) Expander::instance().reserve(ThreadPool::instance().size());
+    if (is_many_) expanding_room().reserve(ThreadPool::instance().size());
     if (is_many_ && many_.rows != nullptr)
       widened_ = reinterpret_cast<int32_t*>(widened.at_least(static_cast<size_t>(m * blocks_ * many_.block_words)));
   }
@@ -100,8 +89,8 @@ class WholeProduct {
   void direct() const {
     const int64_t panels = weights_.panels(), work = weights_.panel_bytes() * panels * std::max<int64_t>(1, m_ / 4);
     const int64_t grain = work < kWorthForking ? panels : round_up(widest(panels), weights_.parts());
-    ThreadPool::instance().each_stretch(panels, grain, [&](int64_t first, int64_t last, int) {
-      task(0, tiles_, first, last);
+    ThreadPool::instance().each_stretch(panels, grain, [&](int64_t first, int64_t last, int worker) {
+      task(0, tiles_, output_.region(0, m_, first, last, worker));
     });
   }
 
@@ -118,8 +107,9 @@ class WholeProduct {
         const int64_t group = i / columns, column = i % columns;
         const int64_t tile0 = tiles_ * group / groups, tile1 = tiles_ * (group + 1) / groups;
         const int64_t panel0 = column * per_column, panel1 = std::min(weights_.panels(), (column + 1) * per_column);
-        if (is_many_) many_task(tile0, tile1, panel0, panel1, worker);
-        else task(tile0, tile1, panel0, panel1);
+        const Region region = output_.region(first_row(tile0), first_row(tile1), panel0, panel1, worker);
+        if (is_many_) many_task(tile0, tile1, region, worker);
+        else task(tile0, tile1, region);
       }
     });
   }
@@ -128,26 +118,27 @@ class WholeProduct {
     int64_t panel, width, block, count;
   };
 
-  void task(int64_t tile0, int64_t tile1, int64_t panel0, int64_t panel1) const {
+  void task(int64_t tile0, int64_t tile1, const Region& region) const {
     if (tile0 == 0 && tile1 == tiles_ && tiles_ <= kDirectTiles) {
-      stream(panel0, panel1);
+      stream(region);
     } else {
       const int64_t depth = round_up(kDepthBlocks, group_blocks_);
       for (int64_t block = 0; block < blocks_; block += depth) {
         const int64_t count = std::min(depth, blocks_ - block);
-        for (int64_t panel = panel0, width; panel < panel1; panel += width) {
-          width = widest(panel1 - panel);
+        for (int64_t panel = region.panel0, width; panel < region.panel1; panel += width) {
+          width = widest(region.panel1 - panel);
           for (int64_t t = tile0; t < tile1; ++t)
-            multiply(t, {panel, width, block, count}, block_at(panel, block) + kLead, kLine);
+            multiply(t, {panel, width, block, count}, region, block_at(panel, block) + kLead, kLine);
         }
       }
     }
-    if (finish_) finish_({first_row(tile0), first_row(tile1), panel0, panel1});
+    if (finish_) finish_(region);
   }
 
   // One tile takes all columns, but lets those of the next panels be fetched at the end; several take turns, each
   // fetching its share of the next piece.
-  void stream(int64_t panel0, int64_t panel1) const {
+  void stream(const Region& region) const {
+    const int64_t panel1 = region.panel1;
     const int64_t before = std::max<int64_t>(0, blocks_ - kLead / block_bytes()) / group_blocks_ * group_blocks_;
     const int64_t lead = blocks_ - before;
     const auto at = [&](int64_t panel, int64_t block) {
@@ -156,18 +147,19 @@ class WholeProduct {
       if (tiles_ == 1) depth = block == 0 && before > 0 ? before : lead;
       return Piece{panel, width, block, std::min(depth, blocks_ - block)};
     };
-    for (Piece piece = at(panel0, 0), next; piece.panel < panel1; piece = next) {
+    for (Piece piece = at(region.panel0, 0), next; piece.panel < panel1; piece = next) {
       const bool whole = piece.block + piece.count == blocks_;
       next = whole ? at(piece.panel + piece.width, 0) : at(piece.panel, piece.block + piece.count);
       const uint8_t* ahead = block_at(next.panel < weights_.panels() ? next.panel : piece.panel, next.block);
       if (tiles_ == 1 && !whole) ahead = block_at(piece.panel, lead);
       const int64_t step = (kLine + tiles_ - 1) / tiles_;
       for (int64_t t = 0; t < tiles_; ++t)
-        multiply(t, piece, ahead + t * piece.count * block_bytes() / kLine * step, step);
+        multiply(t, piece, region, ahead + t * piece.count * block_bytes() / kLine * step, step);
     }
   }
 
-  void many_task(int64_t tile0, int64_t tile1, int64_t panel0, int64_t panel1, int worker) const {
+  void many_task(int64_t tile0, int64_t tile1, const Region& region, int worker) const {
+    const int64_t panel0 = region.panel0, panel1 = region.panel1;
     const int64_t passes = (blocks_ + kManyBlocks - 1) / kManyBlocks;
     const int64_t depth = round_up((blocks_ + passes - 1) / passes, group_blocks_);
     const auto at = [&](int64_t panel, int64_t block) {
@@ -176,9 +168,9 @@ class WholeProduct {
     for (Piece piece = at(panel0, 0), next; piece.block < blocks_; piece = next) {
       const bool last = piece.panel + piece.width >= panel1;
       next = last ? at(panel0, piece.block + piece.count) : at(piece.panel + piece.width, piece.block);
-      multiply_many(piece, next, tile0, tile1, worker);
+      multiply_many(piece, next, tile0, tile1, region, worker);
     }
-    if (finish_) finish_({first_row(tile0), first_row(tile1), panel0, panel1});
+    if (finish_) finish_(region);
   }
 
   int64_t block_bytes() const { return weights_.scales_at() / blocks_; }
@@ -191,13 +183,15 @@ class WholeProduct {
   }
 
   // Each tile fetches a panel of the next piece.
-  void multiply_many(const Piece& piece, const Piece& next, int64_t tile0, int64_t tile1, int worker) const {
+  void multiply_many(const Piece& piece, const Piece& next, int64_t tile0, int64_t tile1, const Region& region,
+                     int worker) const {
     const int64_t group = piece.block / group_blocks_;
     const uint8_t* b = block_at(piece.panel, piece.block);
     int64_t b_panel = weights_.panel_bytes();
     if (many_.weights != nullptr) {
       b_panel = piece.count * many_.block_bytes;
-      uint8_t* room = Expander::instance().room(worker, piece.width * b_panel);
+      auto* room = reinterpret_cast<uint8_t*>(
+          expanding_room().at_least(worker, static_cast<size_t>(piece.width * b_panel / 4)));
       for (int64_t i = 0; i < piece.width; ++i)
         many_.weights(block_at(piece.panel + i, piece.block), piece.count, room + i * b_panel);
       b = room;
@@ -210,25 +204,24 @@ class WholeProduct {
           {{(widened_ != nullptr ? widened(t) : a.words) + piece.block * many_.block_words * rows,
             a.scales + group * rows, a.offsets + group * rows},
            b, scales_at(piece.panel, group), weights_.grouping().scales, b_panel, weights_.panel_bytes(), piece.count,
-           group_blocks_, c_ + first_row(t) * c_row_ + piece.panel * kLanes, c_row_, piece.block > 0,
+           group_blocks_, region.at(first_row(t), piece.panel), region.c_row, piece.block > 0,
            fetch ? block_at(panel, next.block) : nullptr, block_bytes() / many_.block_words});
     }
   }
 
-  void multiply(int64_t tile, const Piece& piece, const uint8_t* ahead, int64_t step) const {
+  void multiply(int64_t tile, const Piece& piece, const Region& region, const uint8_t* ahead, int64_t step) const {
     const int64_t rows = rows_of(tile), group = piece.block / group_blocks_;
     const WholeRows a = this->rows(tile);
     tile_functions(rows)[log2_of(piece.width)](
         {{a.words + piece.block * kBlock / 4 * rows, a.scales + group * rows, a.offsets + group * rows},
          block_at(piece.panel, piece.block), scales_at(piece.panel, group), weights_.grouping().scales,
          weights_.panel_bytes(), weights_.panel_bytes(), piece.count, group_blocks_,
-         c_ + first_row(tile) * c_row_ + piece.panel * kLanes, c_row_, piece.block > 0, ahead, step});
+         region.at(first_row(tile), piece.panel), region.c_row, piece.block > 0, ahead, step});
   }
 
   const Matrix& weights_;
   int64_t m_;
-  float* c_;
-  int64_t c_row_;
+  const Output& output_;
   const std::function<void(const Region&)>& finish_;
   const WholeTable& table_;
   const WholeMany& many_;
@@ -240,9 +233,9 @@ class WholeProduct {
 
 }  // namespace
 
-void whole_matmul(const Matrix& weights, const float* a, int64_t a_row, int64_t m, float* c, int64_t c_row,
+void whole_matmul(const Matrix& weights, const float* a, int64_t a_row, int64_t m, const Output& output,
                   const std::function<void(const Region&)>& finish) {
-  WholeProduct(weights, m, c, c_row, finish).run(a, a_row);
+  WholeProduct(weights, m, output, finish).run(a, a_row);
 }
 
 }  // namespace mindport
