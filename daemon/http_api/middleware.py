@@ -18,6 +18,9 @@ from daemon.http_api.errors import family_of, response_of
 
 logger = logging.getLogger(__name__)
 
+UNWRAPPED_SEND = "mindport.send"
+"""Where the scope has the ``send`` below all that only looks at the start of an answer."""
+
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _OPEN_PATHS = re.compile(
     r"/(health(/.*)?|ping|v2/health/(live|ready)|v2/models/[^/]+(/versions/[^/]+)?/ready)"
@@ -38,6 +41,8 @@ class RequestId:
         asked = Headers(scope=scope).get("x-request-id", "")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
+
+        scope[UNWRAPPED_SEND] = send
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

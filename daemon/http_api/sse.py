@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from contract.faults import Fault, FaultKind
 from daemon.http_api.errors import FAULT_HEADER, Family, body_of, response_of, status_of
 from daemon.http_api.exchange import WatchedAnswer
+from daemon.http_api.middleware import UNWRAPPED_SEND
 
 logger = logging.getLogger(__name__)
 
@@ -74,14 +75,16 @@ class EventStream(WatchedAnswer):
                 await self._end(send, self._framing.frame(body_of(self.family, error.fault)))
                 return
             await self._start(send)
+            # What wraps ``send`` has seen the start, and that is all it looks at.
+            send = scope.get(UNWRAPPED_SEND, send)
             await self._end(send, await self._send_all(send, first))
 
     async def _send_all(self, send: Send, first: bytes) -> bytes:
         """Send every chunk; what to send last, if anything, is returned."""
         try:
-            await _chunk(send, first)
+            await send({"type": "http.response.body", "body": first, "more_body": True})
             async for chunk in self._chunks:
-                await _chunk(send, chunk)
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except Fault as fault:
             return self._framing.frame(body_of(self.family, fault))
         except FramedFaultError as error:
@@ -106,7 +109,3 @@ class EventStream(WatchedAnswer):
     @staticmethod
     async def _end(send: Send, last: bytes) -> None:
         await send({"type": "http.response.body", "body": last, "more_body": False})
-
-
-async def _chunk(send: Send, chunk: bytes) -> None:
-    await send({"type": "http.response.body", "body": chunk, "more_body": True})

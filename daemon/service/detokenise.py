@@ -36,14 +36,18 @@ class _ByteLevel:
     def __init__(self, tokenizer: TextTokenizer, skipped: frozenset[int]) -> None:
         self._bytes_of = tokenizer.bytes_of
         self._skipped = skipped
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = b""
+        """The first bytes of a character."""
 
     def push(self, token_ids: Sequence[int]) -> str:
-        data = b"".join([self._bytes_of(one) for one in token_ids if one not in self._skipped])
-        return self._decoder.decode(data)
+        data = self._held + b"".join([self._bytes_of(one) for one in token_ids if one not in self._skipped])
+        text, used = codecs.utf_8_decode(data, "replace")
+        self._held = data[used:]
+        return text
 
     def flush(self) -> str:
-        return self._decoder.decode(b"", final=True)
+        held, self._held = self._held, b""
+        return codecs.utf_8_decode(held, "replace", True)[0]
 
 
 class _Pieces:

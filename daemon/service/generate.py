@@ -68,7 +68,9 @@ class GenerateService:
                 run = self._begin(job, record)
                 try:
                     while True:
-                        event = await run.next_event()
+                        if not run.events:
+                            await run.arrival()
+                        event = run.events.popleft()
                         yield event
                         if isinstance(event, TERMINAL):
                             return

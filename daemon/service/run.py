@@ -33,7 +33,8 @@ class Run:
         self.job = job
         self._ticket = ticket
         self._record = record
-        self._events: deque[Event] = deque()
+        self.events: deque[Event] = deque()
+        """What the reader has not taken yet."""
         self._arrival: asyncio.Future[None] | None = None
         self._started = self._ended = False
         self._asked: dict[int, Cancel] = {}
@@ -49,12 +50,10 @@ class Run:
         else:
             ticket.turn.add_done_callback(self._enter)
 
-    async def next_event(self) -> Event:
-        """In order; not to be called again after a terminal event."""
-        if not self._events:
-            self._arrival = asyncio.get_running_loop().create_future()
-            await self._arrival
-        return self._events.popleft()
+    def arrival(self) -> asyncio.Future[None]:
+        """Done when there are ``events`` again. For one reader."""
+        self._arrival = asyncio.get_running_loop().create_future()
+        return self._arrival
 
     def cancel(self, reason: Fault | None = None) -> None:
         """Stop in the engine; the events end with ``Cancelled``, or fail with ``reason``."""
@@ -130,7 +129,7 @@ class Run:
     def _put(self, event: Event) -> None:
         if self._ended:
             return
-        self._events.append(event)
+        self.events.append(event)
         if self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)
 
