@@ -23,6 +23,9 @@ def test_request_ids(http: httpx2.Client, service: FakeService) -> None:
         answer = http.post("/generate", json=BODY, headers={"X-Request-ID": bad})
         assert len(answer.headers["x-request-id"]) == 32
     assert http.get("/nowhere").headers["x-request-id"]
+    streamed = http.post("/generate", json={**BODY, "stream": True}, headers={"X-Request-ID": "mine-2"})
+    assert streamed.headers["x-request-id"] == "mine-2"
+    assert streamed.text.count("data:") > 1
 
 
 def test_keys(serve: Serve) -> None:

@@ -18,7 +18,7 @@ from contract.generation import (
     Finished,
     Started,
 )
-from daemon.backends.base import TokenEvent
+from daemon.backends.base import Cancel, TokenEvent, TokenRequest, TokenSink
 from daemon.service.generate import ServiceLimits
 from tests.daemon.service.asking import TERMINAL, collect, fault_of
 from tests.fakes import (
@@ -236,4 +236,73 @@ async def test_every_request_ends_once_whatever_happens(tmp_path: Path) -> None:
     ended = re.findall(rb"^mindport_requests_total{.*} (\S+)$", page, re.MULTILINE)
     assert sum(map(float, ended)) == 200
     assert b'num_requests_waiting{model_name="echo",version="1"} 0.0' in page
+    await service.stop(1)
+
+
+class ReluctantBackend(EchoBackend):
+    """Goes on pushing after it was cancelled, and refuses requests for several answers halfway."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sinks: list[TokenSink] = []
+        self.cancelled = 0
+
+    def start(self, request: TokenRequest, sink: TokenSink) -> Cancel:
+        if self.sinks:
+            raise Fault(FaultKind.OUT_OF_MEMORY, "one is enough")
+        self.sinks.append(sink)
+        return self._cancel
+
+    def _cancel(self) -> None:
+        self.cancelled += 1
+
+
+async def test_what_is_pushed_after_the_end_is_dropped(tmp_path: Path) -> None:
+    backends = FakeBackends({"echo": ReluctantBackend})
+    service = await fake_service(tmp_path, backends=backends)
+    backend = backends.last("echo")
+    assert isinstance(backend, ReluctantBackend)
+    stream = service.generate(request_of("hello"))
+    assert isinstance(await anext(stream), Started)
+    backend.sinks[0].put(TokenEvent([50]))
+    assert await service.cancel("r1")
+    backend.sinks[0].put(TokenEvent([51], finish="length"))
+    backend.sinks[0].fail(Fault(FaultKind.INTERNAL, "too late"))
+    rest = [event async for event in stream]
+    assert isinstance(rest[-1], Cancelled)
+    assert rest[-1].usage.completion_tokens == 1
+    assert (len(rest), backend.cancelled) == (2, 1)
+    await service.stop(1)
+
+
+async def test_a_fault_of_one_answer_cancels_those_already_begun(tmp_path: Path) -> None:
+    backends = FakeBackends({"echo": ReluctantBackend})
+    service = await fake_service(tmp_path, backends=backends)
+    backend = backends.last("echo")
+    assert isinstance(backend, ReluctantBackend)
+    _, failed = await collect(service, request_of("hello", n=3))
+    assert isinstance(failed, Failed)
+    assert failed.fault["message"] == "one is enough"
+    assert backend.cancelled == 1
+    await service.stop(1)
+
+
+async def test_who_waits_and_has_to_give_way_is_told(tmp_path: Path) -> None:
+    backends = FakeBackends()
+    limits = ServiceLimits(max_running=1, max_waiting=1)
+    service = await fake_service(tmp_path, ("slow",), backends=backends, limits=limits)
+    asked = [("first", 0), ("late", 1), ("normal", 0)]
+    tasks = []
+    for name, priority in asked:
+        request = request_of("x", request_id=name, priority=priority)
+        tasks.append(asyncio.create_task(collect(service, request)))
+        await asyncio.sleep(0.01)
+    last = (await tasks[1])[-1]
+    assert isinstance(last, Failed)
+    assert last.fault["kind"] == "overloaded"
+    slow = backends.last("slow")
+    assert isinstance(slow, SlowBackend)
+    slow.allow(100)
+    for task in (tasks[0], tasks[2]):
+        assert isinstance((await task)[-1], Finished)
     await service.stop(1)
