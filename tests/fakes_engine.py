@@ -108,6 +108,7 @@ class FakeRunner:
         self.closed = False
         self.adapters: list[Path] = []
         self.freed_adapters: list[int] = []
+        self.likeliest: npt.NDArray[np.int64] | None = None
         self._cells = np.full((num_blocks, block_size), -1, dtype=np.int64)
 
     def load_adapter(self, folder: Path) -> tuple[int, int]:

@@ -78,6 +78,8 @@ class AscendRunner:
         """mindformers' networks turn by themselves."""
         return 1.0, 1.0
 
+    likeliest: npt.NDArray[np.int64] | None = None
+
     def execute(self, segments: Sequence[Segment]) -> FloatArray:
         """Logits [sequences that want them, vocab]. Raises ``Fault``."""
         for segment in segments:

@@ -18,6 +18,7 @@ from typing import Literal, Protocol
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from contract.faults import Fault, FaultKind
 from daemon.backends.base import BackendStats, TokenEvent, TokenRequest
@@ -52,6 +53,9 @@ class Runner(Protocol):
     max_logit_rows: int
 
     def rope_for(self, prompt_len: int) -> tuple[float, float]: ...
+
+    likeliest: NDArray[np.int64] | None
+    """The token with the largest logit of each row of the last step, where the runner knows it."""
 
     def execute(self, segments: list[Segment]) -> Logits: ...
 
@@ -214,7 +218,9 @@ class Engine:
             # A guess counts if it is what is chosen anyway, greedily or by lot: answers are the same without.
             rows = [at + right for _, at in pending]
             chosen_from = logits if len(rows) == len(logits) else logits[rows]
-            sampled = sample(chosen_from, [chunk.sequence for chunk, _ in pending])
+            known = self._runner.likeliest
+            likeliest = known[rows] if known is not None else None
+            sampled = sample(chosen_from, [chunk.sequence for chunk, _ in pending], likeliest)
             together = zip(pending, sampled, strict=True)
             pending = [one for one, token in together if self._take_next(one[0], right, token)]
             right += 1

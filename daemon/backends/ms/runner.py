@@ -96,6 +96,9 @@ class ModelRunner:
         self._closed = False
         self._network: Any = None
         self._tokens = np.zeros(options.max_rows, np.int32)
+        self._serial = np.zeros(1, np.int64)
+        self.likeliest: npt.NDArray[np.int64] | None = None
+        """The token with the largest logit of each row of the last step."""
 
     @classmethod
     def load(cls, model_dir: Path, *, options: RunnerOptions, progress: Progress) -> ModelRunner:
@@ -194,6 +197,7 @@ class ModelRunner:
         if failure:
             kind = FaultKind.OUT_OF_MEMORY if failure == "out of memory" else FaultKind.INTERNAL
             raise Fault(kind, f"the step failed: {failure}", details={"rows": rows})
+        self.likeliest = self._kernels.likeliest(self._model, wanted)
         return self._kernels.logits(self._model, wanted, self.vocab_size)
 
     def load_adapter(self, folder: Path) -> tuple[int, int]:
@@ -247,14 +251,17 @@ class ModelRunner:
         adapters = [segment.adapter for segment in segments]
         return self._kernels.begin_step(self._model, shape, rope, tables, adapters)
 
-    def _inputs(self, serial: int) -> tuple[Any, Any]:
+    @functools.cached_property
+    def _inputs(self) -> tuple[Any, Any]:
+        """Tensors that share the memory of the arrays. Operators refuse a step of another serial number."""
         import mindspore
 
-        return mindspore.Tensor.from_numpy(self._tokens), mindspore.Tensor(np.array([serial], np.int64))
+        return mindspore.Tensor.from_numpy(self._tokens), mindspore.Tensor.from_numpy(self._serial)
 
     def _run(self, serial: int) -> None:
         try:
-            self._network(*self._inputs(serial)).asnumpy()
+            self._serial[0] = serial
+            self._network(*self._inputs).asnumpy()
         except RuntimeError as error:
             message = f"MindSpore could not run the graph: {first_line(error)}"
             raise Fault(FaultKind.INTERNAL, message) from error
@@ -264,7 +271,7 @@ class ModelRunner:
         try:
             with kept:
                 self._network.phase = "increment"  # with this name, calls do not ask whether to compile again
-                self._network.compile(*self._inputs(0))
+                self._network.compile(*self._inputs)
         except Exception as error:
             message = f"the network cannot be compiled: {first_line(error)}"
             raise Fault(FaultKind.INVALID_MODEL, message) from error

@@ -16,6 +16,7 @@ from daemon.backends.base import TokenChoice, TokenSampling
 from daemon.backends.ms.logprobs import Logits, choices, largest
 from daemon.backends.ms.sequence import Sequence
 
+Tokens = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
 
 _GREEDY_BELOW = 1e-5
@@ -34,12 +35,18 @@ class Sampled:
     """When log-probabilities were asked for."""
 
 
-def sample(logits: Logits, sequences: list[Sequence]) -> list[Sampled | None]:
-    """One row a sequence; ``None`` where the row is not finite, which makes any choice meaningless."""
+def sample(
+    logits: Logits, sequences: list[Sequence], likeliest: Tokens | None = None
+) -> list[Sampled | None]:
+    """One row a sequence; ``None`` where the row is not finite, which makes any choice meaningless.
+
+    ``likeliest``: the token with the largest logit of each row, where that is known.
+    """
     adjusted = _adjust(logits, sequences)
-    tokens = adjusted.argmax(axis=1)
-    # argmax takes the first NaN for the largest value.
-    finite = np.isfinite(adjusted[np.arange(len(tokens)), tokens])
+    known = likeliest is not None and adjusted is logits
+    tokens = likeliest.copy() if known and likeliest is not None else adjusted.argmax(axis=1)
+    # A row that is not finite begins with NaN; argmax takes the first NaN for the largest value.
+    finite = np.isfinite(adjusted[np.arange(len(tokens)), tokens]) & np.isfinite(logits[:, 0])
     for index in np.flatnonzero(finite):
         sequence = sequences[index]
         if not is_greedy(sequence.sampling):

@@ -162,7 +162,7 @@ class Scheduler:
         for sequence in [seq for seq in self._running if seq.remaining == 1]:
             if self._make_room(sequence):
                 self._blocks.append(sequence)
-                chunks += [replace(chunk, answers=True) for chunk in self._cut(sequence, budget, budget.rows)]
+                chunks += self._cut(sequence, budget, budget.rows, answers=True)
         return chunks
 
     def _guess(self, chunks: list[Chunk], budget: _Budget) -> list[Chunk]:
@@ -253,7 +253,7 @@ class Scheduler:
         bisect.insort(self._running, sequence, key=lambda other: other.rank)
         return sequence
 
-    def _cut(self, sequence: Sequence, budget: _Budget, rows: int) -> list[Chunk]:
+    def _cut(self, sequence: Sequence, budget: _Budget, rows: int, *, answers: bool = False) -> list[Chunk]:
         """As much of a sequence as the rows allow: one chunk or none."""
         start, count = sequence.computed, min(sequence.remaining, rows)
         last = len(sequence.token_ids) - 1
@@ -266,4 +266,4 @@ class Scheduler:
         logit_rows = max(0, start + count - first_wanted)
         budget.spend(count)
         budget.logit_rows -= logit_rows
-        return [Chunk(sequence, start, count, logit_rows)]
+        return [Chunk(sequence, start, count, logit_rows, answers)]

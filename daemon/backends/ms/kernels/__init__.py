@@ -156,8 +156,8 @@ class Kernels:
             getattr(library, name).restype = ctypes.c_char_p
         library.mp_logits.argtypes = [_INT64, ctypes.POINTER(_INT64)]
         library.mp_block_vector.argtypes = [_INT64, _INT64, ctypes.POINTER(_INT64)]
-        library.mp_matrix_data.argtypes = [_INT64]
-        for name in ("mp_logits", "mp_block_vector", "mp_matrix_data"):
+        library.mp_matrix_data.argtypes = library.mp_likeliest.argtypes = [_INT64]
+        for name in ("mp_logits", "mp_block_vector", "mp_matrix_data", "mp_likeliest"):
             getattr(library, name).restype = _POINTER
         library.mp_rms_norm.argtypes = [_POINTER, _POINTER, ctypes.c_float, _INT64, _POINTER]
         for name in ("mp_exp", "mp_silu"):
@@ -355,6 +355,12 @@ class Kernels:
         memory = (ctypes.c_float * (rows * stride.value)).from_address(address)
         flat: FloatArray = np.ctypeslib.as_array(memory)
         return flat.reshape(rows, stride.value)[:, :vocab]
+
+    def likeliest(self, model: int, rows: int) -> npt.NDArray[np.int64]:
+        """Tokens with the largest logits of the last step's rows, the first of equals."""
+        address = self._library.mp_likeliest(model)
+        memory = (_INT64 * (rows if address else 0)).from_address(address or 0)
+        return np.ctypeslib.as_array(memory).astype(np.int64)
 
     def copy_block(self, model: int, src: int, dst: int) -> None:
         self._check(self._library.mp_copy_block(model, src, dst))

@@ -329,6 +329,29 @@ static const float* inverse_lengths(Block& block, const Matrix& table) {
   return lengths.data();
 }
 
+// The largest of a row's logits that threads find in parts of it, the first of equals.
+class Likeliest {
+ public:
+  void offer(float logit, int64_t token) {
+    const uint64_t mine = static_cast<uint64_t>(ordered(logit)) << 32 | (kLast - static_cast<uint64_t>(token));
+    for (uint64_t best = best_.load(std::memory_order_relaxed); mine > best;)
+      if (best_.compare_exchange_weak(best, mine, std::memory_order_relaxed)) return;
+  }
+  int64_t token() const { return static_cast<int64_t>(kLast - (best_.load() & kLast)); }
+
+ private:
+  static constexpr uint64_t kLast = 0xffffffff;
+
+  // Whole numbers in the order of floats.
+  static uint32_t ordered(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+  }
+
+  std::atomic<uint64_t> best_{0};
+};
+
 void head(Block& block, const float* x) {
   Model& model = *block.model;
   const BlockShape& shape = block.shape;
@@ -345,6 +368,7 @@ void head(Block& block, const float* x) {
   norm_rows(x, wanted, norm_weight, shape.eps, norm);
   const float* lengths = shape.unit_rows ? inverse_lengths(block, weights) : nullptr;
   std::vector<std::atomic<bool>> broken(static_cast<size_t>(rows));
+  std::vector<Likeliest> best(static_cast<size_t>(rows));
   const Correction correction(wanted.adapted, weights, norm, shape.hidden, model.scratch.reduced);
   model.order.reads(weights);
   matmul(weights, norm, shape.hidden, rows, logits, stride, [&](const Region& region) {
@@ -356,11 +380,15 @@ void head(Block& block, const float* x) {
       if (lengths != nullptr)
         for (int64_t i = 0; i < n; ++i) row[i] *= lengths[first + i];
       if (!kernels().finite(row, n)) broken[static_cast<size_t>(r)].store(true, std::memory_order_relaxed);
+      const int64_t largest = kernels().largest(row, n);
+      best[static_cast<size_t>(r)].offer(row[largest], first + largest);
     }
   });
   // A row that is not finite throughout is marked where its reader looks first: its maximum is NaN.
   for (int64_t r = 0; r < rows; ++r)
     if (broken[static_cast<size_t>(r)]) logits[r * stride] = NAN;
+  model.likeliest.clear();
+  for (const Likeliest& row : best) model.likeliest.push_back(row.token());
 }
 
 }  // namespace mindport

@@ -260,6 +260,15 @@ MP_API const float* mp_logits(int64_t handle, int64_t* stride) {
   return logits;
 }
 
+MP_API const int64_t* mp_likeliest(int64_t handle) {
+  const int64_t* likeliest = nullptr;
+  guarded([&] {
+    likeliest = Registry::instance().model(handle).likeliest.data();
+    return int64_t{0};
+  });
+  return likeliest;
+}
+
 MP_API int64_t mp_copy_block(int64_t handle, int64_t from, int64_t to) {
   return guarded([&] {
     std::lock_guard<std::mutex> lock(Registry::instance().mutex());

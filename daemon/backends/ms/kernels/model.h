@@ -103,6 +103,7 @@ class Model {
   std::string failure;    // of the current step; its remaining operators then do nothing
   Memory logits;          // [max_logit_rows][padded vocabulary]
   int64_t logit_stride = 0;
+  std::vector<int64_t> likeliest;  // token of each row of logits; of no use where they are not finite
 
   ReadOrder order;
   std::vector<AdapterRun> adapted, adapted_wanted;  // rows of either that use adapters

@@ -68,6 +68,22 @@ bool finite(const float* x, int64_t n) {
   return reduce_add(poison) == 0.0f;
 }
 
+// Index of the first of the largest; of no use where something is NaN.
+int64_t largest(const float* x, int64_t n) {
+  constexpr int64_t kAtOnce = 256;
+  float most = -__builtin_inff();
+  int64_t begin = 0;
+  for (int64_t block = 0; block < n; block += kAtOnce) {
+    const int64_t end = n - block < kAtOnce ? n : block + kAtOnce;
+    V top = set1(-__builtin_inff());
+    for (int64_t i = block; i < end; i += 16) top = max(top, load_part(x + i, end - i, -__builtin_inff()));
+    const float found = reduce_max(top);
+    if (found > most) most = found, begin = block;
+  }
+  while (begin + 1 < n && x[begin] != most) ++begin;
+  return begin;
+}
+
 constexpr KernelTable make_table() {
   KernelTable table{};
   fill_tiles(table);
@@ -81,6 +97,7 @@ constexpr KernelTable make_table() {
   table.exp = exp_row;
   table.silu = silu_row;
   table.finite = finite;
+  table.largest = largest;
   return table;
 }
 

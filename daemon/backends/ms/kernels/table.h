@@ -45,6 +45,7 @@ struct KernelTable {
   void (*exp)(const float* x, int64_t n, float* out);
   void (*silu)(const float* x, int64_t n, float* out);
   bool (*finite)(const float* x, int64_t n);
+  int64_t (*largest)(const float* x, int64_t n);  // index of the first
 };
 
 // The most panels, at most `panels`, that a tile of these rows takes at once.

@@ -168,6 +168,20 @@ def test_only_the_rows_asked_for_come_back(runner: ModelRunner) -> None:
     assert runner.execute([none]).shape == (0, runner.vocab_size)
 
 
+def test_the_likeliest_token_is_the_first_of_the_largest_logits(tmp_path: Path) -> None:
+    weights = random_weights()
+    head = weights["lm_head.weight"]
+    half = (len(head) + 1) // 2
+    head[half:] = head[: len(head) - half]
+    twice = load(write_model(tmp_path, weights))
+    for rows in (1, 7, 90):
+        logits = twice.execute([whole(twice, tokens(rows, rows), range(6))])
+        assert twice.likeliest is not None
+        assert np.array_equal(twice.likeliest, logits.argmax(axis=1))
+        assert (twice.likeliest < half).all()
+    twice.close()
+
+
 def test_a_copied_block_is_the_same_block(runner: ModelRunner) -> None:
     segment = whole(runner, tokens(4, 40), [0, 1, 2])
     expected = runner.execute([segment]).copy()

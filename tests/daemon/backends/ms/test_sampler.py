@@ -56,6 +56,26 @@ def test_greedy_is_argmax_of_every_row() -> None:
     assert all(s is not None and s.choice is None for s in sampled)
 
 
+def test_likeliest_tokens_that_are_known_are_not_looked_for_but_where_logits_change() -> None:
+    logits = np.stack([random_row(seed) for seed in range(3)])
+    known = np.array([4, 5, 6])
+    assert [s.token_id for s in sample(logits, [sequence() for _ in range(3)], known) if s] == [4, 5, 6]
+    assert known.tolist() == [4, 5, 6]
+    masked = [sequence(), sequence(min_tokens=1, stop_token_ids=[int(logits[1].argmax())]), sequence()]
+    second = int(np.argsort(logits[1])[-2])
+    expected = [int(logits[0].argmax()), second, int(logits[2].argmax())]
+    assert [s.token_id for s in sample(logits, masked, known) if s] == expected
+
+
+def test_a_row_that_is_not_finite_is_known_by_its_beginning_even_where_that_is_masked() -> None:
+    logits = np.stack([random_row(1), random_row(2)])
+    logits[0, 0] = np.nan
+    masked = sequence(min_tokens=1, stop_token_ids=[0])
+    broken, sound = sample(logits, [masked, sequence()])
+    assert broken is None
+    assert sound is not None
+
+
 def test_top_k_of_one_is_greedy_at_any_temperature() -> None:
     row = random_row(1)
     assert one(row, sequence(temperature=5.0, top_k=1)) == row.argmax()
