@@ -71,14 +71,13 @@ class Run:
             if answer.index == 0 and not answer.tokens and event.token_ids:
                 self._note_first(event)
             delta = answer.add(_without_tokens(event) if self.job.no_answer else event)
+            self._completion_tokens += len(delta.token_ids)
+            self._record.tokens(len(delta.token_ids))
+            self._put(delta)
+            if delta.finish_reason is not None and not self._ended:
+                self._finish_answer(answer, engine_knows=event.finish is not None)
         except Exception as error:
             self._break(error)
-            return
-        self._completion_tokens += len(delta.token_ids)
-        self._record.tokens(len(delta.token_ids))
-        self._put(delta)
-        if delta.finish_reason is not None:
-            self._finish_answer(answer, engine_knows=event.finish is not None)
 
     def lose(self, answer: Answer, fault: Fault) -> None:
         """The engine cannot go on with one answer, and so neither can the others."""
