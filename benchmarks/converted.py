@@ -33,6 +33,9 @@ class Converted(LineEngine):
     def bits(self) -> float:
         return self._bits
 
+    def source(self) -> Path:
+        return self.folder
+
     def weight_bytes(self) -> float:
         return float((self.folder / self.weights).stat().st_size)
 

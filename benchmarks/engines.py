@@ -101,6 +101,10 @@ class Engine(ABC):
         """What one decoded token reads: the weight file, with every format's scales and exceptions."""
 
     @abstractmethod
+    def source(self) -> Path:
+        """The file or folder that it loads."""
+
+    @abstractmethod
     def prepare(self) -> None:
         """Install and convert, once."""
 

@@ -35,6 +35,9 @@ class LlamaCpp(Server):
     def bits(self) -> float:
         return self._bits
 
+    def source(self) -> Path:
+        return self._gguf
+
     def weight_bytes(self) -> float:
         return float(self._gguf.stat().st_size)
 

@@ -46,6 +46,9 @@ class Packaged(Engine):
         """As the engine holds them: less than the files where it packs the head in fewer bits."""
         return float(estimate(self.directory).weight_bytes)
 
+    def source(self) -> Path:
+        return self.directory
+
     @property
     def directory(self) -> Path:
         """Raises ``EngineError`` when the package is missing."""

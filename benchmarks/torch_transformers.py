@@ -20,6 +20,9 @@ class Transformers(LineEngine):
     def bits(self) -> float:
         return _BITS[self.format]
 
+    def source(self) -> Path:
+        return self.setting.model
+
     def weight_bytes(self) -> float:
         return (self.setting.model / "model.safetensors").stat().st_size * self.bits / 32
 

@@ -138,6 +138,8 @@ class Visitor:
 
     def _started(self, visit: Visit, engine: Engine, phases: list[Phase]) -> None:
         """A phase that fails costs its own figures, and those of the others only if the engine ended."""
+        if not self._attempt(visit, "reading its files", lambda: fill_page_cache(engine.source())):
+            return
         wait_for_quiet(self.setting.options.cpus)
         visit.values["load"] = os.getloadavg()[0]
         begin = time.perf_counter()
@@ -168,6 +170,18 @@ class Visitor:
 def _flaws(visit: Visit) -> tuple[bool, float]:
     """Least for the visit to keep."""
     return bool(visit.problem), visit.values.get("others_share", 100.0)
+
+
+def fill_page_cache(source: Path) -> None:
+    """Read a file, or all in a folder, so that no start waits for the disk. Raises ``EngineError``."""
+    room = memoryview(bytearray(1 << 22))
+    try:
+        for path in filter(Path.is_file, source.rglob("*")) if source.is_dir() else [source]:
+            with path.open("rb", buffering=0) as file:
+                while file.readinto(room):
+                    pass
+    except OSError as error:
+        raise EngineError(f"{source} cannot be read: {error}") from None
 
 
 def wait_for_quiet(cpus: tuple[int, ...]) -> None:

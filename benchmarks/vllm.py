@@ -24,6 +24,9 @@ class Vllm(Server):
     def bits(self) -> float:
         return _BITS[self.format]
 
+    def source(self) -> Path:
+        return self.setting.model
+
     def weight_bytes(self) -> float:
         return (self.setting.model / "model.safetensors").stat().st_size * self.bits / 32
 

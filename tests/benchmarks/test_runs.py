@@ -36,6 +36,9 @@ class Scripted(MindPort):
     def weight_bytes(self) -> float:
         return 1.0
 
+    def source(self) -> Path:
+        return self.setting.options.cache
+
     def start(self) -> None:
         pass
 
@@ -65,6 +68,15 @@ def test_a_phase_that_fails_costs_its_own_figures(
     assert visit.values["read_gb_s"] == 30.0
     assert ("output_per_s_8" in visit.values) is runs
     assert visit.greedy == [["a"]] * 4
+
+
+def test_files_are_read_before_a_start_is_timed(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "weights").write_bytes(bytes(5 << 20))
+    visits.fill_page_cache(tmp_path)
+    visits.fill_page_cache(tmp_path / "folder" / "weights")
+    with pytest.raises(EngineError, match="nowhere cannot be read"):
+        visits.fill_page_cache(tmp_path / "nowhere")
 
 
 def test_a_run_goes_on_where_it_was_cut_short(tmp_path: Path) -> None:
