@@ -32,7 +32,7 @@ TELECHAT_SYSTEM = (
 )
 TELECHAT_CONTROLS = {"<_start>": 1, "<_end>": 2, "<_pad>": 3, "<_user>": 4, "<_bot>": 5, "<_system>": 6}
 QUESTION, ANSWER, NEXT = "你好", "hello there", "1+1=2"
-TOKENIZERS = "MINDPORT_PUBLISHED_TOKENIZERS"
+TOKENIZERS = "PUBLISHED_TOKENIZERS"
 
 
 @functools.cache
