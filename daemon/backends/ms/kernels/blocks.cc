@@ -192,9 +192,11 @@ static std::vector<AdapterRun> adapters_of(const Step& step) {
 }
 
 void ReadOrder::reads(const Matrix& weights) {
+  const MemoryRange now{static_cast<const char*>(weights.data()), weights.bytes()};
   if (next_ == ranges_.size()) ranges_.emplace_back();
-  ranges_[next_++] = {static_cast<const char*>(weights.data()), weights.bytes()};
-  ThreadPool::instance().announce(ranges_[next_ % ranges_.size()]);
+  const bool as_before = ranges_[next_].data == now.data;
+  ranges_[next_++] = now;
+  ThreadPool::instance().announce(as_before ? ranges_[next_ % ranges_.size()] : MemoryRange{});
 }
 
 void begin(Model& model) {

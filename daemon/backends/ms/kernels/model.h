@@ -79,7 +79,7 @@ struct Rows {
   int64_t place(int64_t row) const { return places == nullptr ? row : places[row]; }
 };
 
-// The order in which a step reads weights: as the last one did, but for experts.
+// The order in which a step reads weights: as the last one did, but for experts. Where it differs, nothing is expected.
 class ReadOrder {
  public:
   void begin() { next_ = 0; }
