@@ -6,12 +6,14 @@
 #include <immintrin.h>
 #endif
 
+#include "format.h"
+
 namespace mindport {
 namespace {
 
 constexpr auto kSpin = std::chrono::microseconds(60);
 constexpr int64_t kFetchedMost = 1 << 19;  // bytes by a worker: half of a large second-level cache
-constexpr int kLinesAtOnce = 4, kLineBytes = 64;
+constexpr int kLinesAtOnce = 4;
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -108,7 +110,7 @@ void ThreadPool::fetch(int worker) {
     own.end = own.next + std::min(kFetchedMost, bytes / size());
   }
   if (own.next >= own.end) return relax();
-  for (int i = 0; i < kLinesAtOnce; ++i, own.next += kLineBytes) __builtin_prefetch(own.next, 0, 2);
+  for (int i = 0; i < kLinesAtOnce; ++i, own.next += kLine) __builtin_prefetch(own.next, 0, 2);
 }
 
 // False when the round is over.

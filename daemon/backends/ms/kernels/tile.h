@@ -2,6 +2,7 @@
 #pragma once
 
 #include "table.h"
+#include "totals.h"
 
 namespace mindport {
 namespace {
@@ -24,27 +25,9 @@ struct Elements<Format::float16> {
   static inline W load(const uint16_t* p) { return w_load_float16(p); }
 };
 
-// Where a tile fetches what is wanted next: a line a step, or the same harmless one over and over.
-struct Ahead {
-  const char* line;
-  int64_t step;
-  explicit Ahead(const Tile& t)
-      : line(static_cast<const char*>(t.ahead != nullptr ? t.ahead : t.a)),
-        step(t.ahead != nullptr ? t.ahead_step : 0) {}
-  void fetch() {
-    __builtin_prefetch(line, 0, 2);
-    line += step;
-  }
-};
-
-template <int M, int P>
-struct Accumulators {
-  W s[M][P][kRegisters];
-};
-
 // One column of M rows of A and P panels.
 template <Format F, int M, int P, class E>
-__attribute__((always_inline)) inline void add_column(Accumulators<M, P>& acc, const E* b, int64_t b_panel, const float* a,
+__attribute__((always_inline)) inline void add_column(Totals<M, P>& totals, const E* b, int64_t b_panel, const float* a,
                                                       int64_t a_row) {
   W bv[P][kRegisters];
 #pragma GCC unroll 32
@@ -57,43 +40,26 @@ __attribute__((always_inline)) inline void add_column(Accumulators<M, P>& acc, c
 #pragma GCC unroll 32
     for (int p = 0; p < P; ++p)
 #pragma GCC unroll 32
-      for (int n = 0; n < kRegisters; ++n) acc.s[m][p][n] = w_fma(av, bv[p][n], acc.s[m][p][n]);
+      for (int n = 0; n < kRegisters; ++n) totals.c[m][p][n] = w_fma(av, bv[p][n], totals.c[m][p][n]);
   }
-}
-
-template <int M, int P>
-__attribute__((always_inline)) inline void load(const Tile& t, Accumulators<M, P>& acc) {
-#pragma GCC unroll 32
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 32
-    for (int i = 0; i < P * kRegisters; ++i)
-      (&acc.s[m][0][0])[i] = t.resume ? w_load(t.c + m * t.c_row + i * L) : w_set1(0.0f);
-}
-
-template <int M, int P>
-__attribute__((always_inline)) inline void store(const Tile& t, const Accumulators<M, P>& acc) {
-#pragma GCC unroll 32
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 32
-    for (int i = 0; i < P * kRegisters; ++i) w_store(t.c + m * t.c_row + i * L, (&acc.s[m][0][0])[i]);
 }
 
 // With a packed A.
 template <Format F, int M, int P>
 void packed_tile(const Tile& t) {
   using E = typename Elements<F>::Type;
-  Accumulators<M, P> acc;
-  load(t, acc);
+  Totals<M, P> totals;
+  load_totals(t, totals);
   const E* b = static_cast<const E*>(t.b);
   const float* a = t.a;
   const int64_t b_panel = t.b_panel;
-  Ahead ahead(t);
+  Fetch ahead(t, t.a);
 #pragma GCC unroll 1
   for (int64_t k = t.k; k > 0; --k, b += kLanes, a += M) {
-    ahead.fetch();
-    add_column<F, M, P>(acc, b, b_panel, a, 1);
+    ahead.next();
+    add_column<F, M, P>(totals, b, b_panel, a, 1);
   }
-  store(t, acc);
+  store_totals(t, totals);
 }
 
 // A few rows of A as they lie. A line of each panel is fetched for each that is used: of its own next ones, or of those
@@ -102,8 +68,8 @@ template <Format F, int M, int P>
 void few_tile(const Tile& t) {
   using E = typename Elements<F>::Type;
   constexpr int64_t kSize = sizeof(E), kColumns = 4 / kSize;  // of a line
-  Accumulators<M, P> acc;
-  load(t, acc);
+  Totals<M, P> totals;
+  load_totals(t, totals);
 
   const E* b = static_cast<const E*>(t.b);
   const float* a = t.a;
@@ -117,14 +83,14 @@ void few_tile(const Tile& t) {
     for (int p = 0; p < P; ++p) __builtin_prefetch(ahead + p * b_panel * kSize);
     ahead += step;
 #pragma GCC unroll 32
-    for (int i = 0; i < kColumns; ++i) add_column<F, M, P>(acc, b + i * kLanes, b_panel, a + i, a_row);
+    for (int i = 0; i < kColumns; ++i) add_column<F, M, P>(totals, b + i * kLanes, b_panel, a + i, a_row);
     b += kColumns * kLanes;
     a += kColumns;
   }
 #pragma GCC unroll 1
-  for (; k > 0; --k, b += kLanes, ++a) add_column<F, M, P>(acc, b, b_panel, a, a_row);
+  for (; k > 0; --k, b += kLanes, ++a) add_column<F, M, P>(totals, b, b_panel, a, a_row);
 
-  store(t, acc);
+  store_totals(t, totals);
 }
 
 template <Format F>

@@ -13,7 +13,7 @@ void many_tile(const WholeTile& tile) {
   const WholeTile t = tile;  // a copy: what is stored to C cannot change it
   const int32_t* a = t.a.words;
   const uint8_t* b = t.b;
-  Fetch fetch(t);
+  Fetch fetch(t, t.a.words);
   Totals<M, P> totals;
   load_totals(t, totals);
   for (int64_t block = 0, group = 0; block < t.blocks; ++group) {

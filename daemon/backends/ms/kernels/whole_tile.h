@@ -1,6 +1,7 @@
 // The product of whole numbers in registers. Include after vector_math.h and one of the dot_*.h headers.
 #pragma once
 
+#include "totals.h"
 #include "whole_table.h"
 
 namespace mindport {
@@ -12,20 +13,7 @@ inline W load_scale(const uint8_t* p, Format format, int64_t index) {
   return format == Format::bfloat16 ? w_load_bfloat16(half) : w_load_float16(half);
 }
 
-// Where a tile fetches what is wanted next: a line a step, or the same harmless one over and over.
-struct Fetch {
-  const char* line;
-  int64_t step;
-  explicit Fetch(const WholeTile& t)
-      : line(static_cast<const char*>(t.ahead != nullptr ? t.ahead : t.a.words)),
-        step(t.ahead != nullptr ? t.ahead_step : 0) {}
-  void next() {
-    __builtin_prefetch(line, 0, 2);
-    line += step;
-  }
-};
-
-// The same for a tile of few rows: a line of each panel a step.
+// Where a tile of few rows does: a line of each panel a step.
 struct Next {
   const char* line;
   int64_t step;
@@ -121,28 +109,6 @@ __attribute__((always_inline)) inline void blocks_of_nibbles(Sums<M, P>& sums, c
     b += 4 * 64;
     a += 8 * M;
   }
-}
-
-template <int M, int P>
-struct Totals {
-  W c[M][P][kRegisters];
-};
-
-template <int M, int P>
-__attribute__((always_inline)) inline void load_totals(const WholeTile& t, Totals<M, P>& totals) {
-#pragma GCC unroll 16
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 16
-    for (int i = 0; i < P * kRegisters; ++i)
-      (&totals.c[m][0][0])[i] = t.resume ? w_load(t.c + m * t.c_row + i * L) : w_set1(0.0f);
-}
-
-template <int M, int P>
-__attribute__((always_inline)) inline void store_totals(const WholeTile& t, const Totals<M, P>& totals) {
-#pragma GCC unroll 16
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 16
-    for (int i = 0; i < P * kRegisters; ++i) w_store(t.c + m * t.c_row + i * L, (&totals.c[m][0][0])[i]);
 }
 
 template <int M, int P>
