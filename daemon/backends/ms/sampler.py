@@ -43,8 +43,8 @@ def sample(
     ``likeliest``: the token with the largest logit of each row, where that is known.
     """
     adjusted = _adjust(logits, sequences)
-    known = likeliest is not None and adjusted is logits
-    tokens = likeliest.copy() if known and likeliest is not None else adjusted.argmax(axis=1)
+    known = likeliest if adjusted is logits else None
+    tokens = adjusted.argmax(axis=1) if known is None else known.copy()
     # A row that is not finite begins with NaN; argmax takes the first NaN for the largest value.
     finite = np.isfinite(adjusted[np.arange(len(tokens)), tokens]) & np.isfinite(logits[:, 0])
     for index in np.flatnonzero(finite):
