@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Self, TypeVar, Unpack
 
 from client.address import DEFAULT_HTTP, Address
 from client.aio import AsyncClient
@@ -39,7 +40,7 @@ class Client:
     ) -> None:
         self._loop = _LoopThread()
         self._client: AsyncClient = self._loop.run(
-            _made(address, api_key=api_key, timeout_s=timeout_s, retries=retries)
+            lambda: _made(address, api_key=api_key, timeout_s=timeout_s, retries=retries)
         )
         self._loop.before_close(self._client.aclose)
 
@@ -49,7 +50,7 @@ class Client:
 
     def generate(self, prompt: str, *, raw: bool = False, **options: Unpack[OptionFields]) -> Answer:
         """Answer one prompt: as a chat of a single turn or, with ``raw``, by continuing the text."""
-        return self._loop.run(self._client.generate(prompt, raw=raw, **options))
+        return self._loop.run(lambda: self._client.generate(prompt, raw=raw, **options))
 
     def stream(self, prompt: str, *, raw: bool = False, **options: Unpack[OptionFields]) -> Stream:
         """Like ``generate``, chunk by chunk. Nothing is sent before the first chunk is asked for."""
@@ -57,7 +58,7 @@ class Client:
 
     def chat(self, messages: Iterable[MessageLike], **options: Unpack[OptionFields]) -> Answer:
         """Answer the last turn of a chat."""
-        return self._loop.run(self._client.chat(messages, **options))
+        return self._loop.run(lambda: self._client.chat(messages, **options))
 
     def stream_chat(self, messages: Iterable[MessageLike], **options: Unpack[OptionFields]) -> Stream:
         """Like ``chat``, chunk by chunk."""
@@ -65,35 +66,35 @@ class Client:
 
     def models(self) -> list[ModelCard]:
         """Every version of every model the server knows, ready or not."""
-        return self._loop.run(self._client.models())
+        return self._loop.run(self._client.models)
 
     def load(self, model: str, adapter: tuple[str, str] | None = None) -> None:
         """Load a model, or an adapter beside it. As ``AsyncClient.load``."""
-        self._loop.run(self._client.load(model, adapter))
+        self._loop.run(lambda: self._client.load(model, adapter))
 
     def unload(self, model: str) -> None:
         """Let a model's requests finish and unload it."""
-        self._loop.run(self._client.unload(model))
+        self._loop.run(lambda: self._client.unload(model))
 
     def unload_adapter(self, name: str) -> None:
         """Serve an adapter no longer. As ``AsyncClient.unload_adapter``."""
-        self._loop.run(self._client.unload_adapter(name))
+        self._loop.run(lambda: self._client.unload_adapter(name))
 
     def tokenize(self, text: str, model: str | None = None) -> Tokens:
         """The text as the model reads it, control strings as their tokens."""
-        return self._loop.run(self._client.tokenize(text, model))
+        return self._loop.run(lambda: self._client.tokenize(text, model))
 
     def score(self, ids: Sequence[int], model: str | None = None) -> list[float]:
         """The log-probability of every token but the first, given those before it."""
-        return self._loop.run(self._client.score(ids, model))
+        return self._loop.run(lambda: self._client.score(ids, model))
 
     def health(self, model: str | None = None) -> Health:
         """Whether the server, and one model if named, is ready. Raises ``ConnectError`` if nobody answers."""
-        return self._loop.run(self._client.health(model))
+        return self._loop.run(lambda: self._client.health(model))
 
     def wait_ready(self, timeout_s: float, model: str | None = None) -> Health:
         """Wait until the server, or the model if named, is ready. Raises as ``AsyncClient.wait_ready``."""
-        return self._loop.run(self._client.wait_ready(timeout_s, model))
+        return self._loop.run(lambda: self._client.wait_ready(timeout_s, model))
 
     def close(self) -> None:
         """Cancel what is under way and close the connections. Safe to call twice."""
@@ -120,7 +121,7 @@ class Stream(Iterator[Chunk]):
         return self._stream.request_id
 
     def __next__(self) -> Chunk:
-        chunk = self._loop.run(_next(self._stream))
+        chunk = self._loop.run(lambda: _next(self._stream))
         if chunk is None:
             raise StopIteration
         return chunk
@@ -128,13 +129,13 @@ class Stream(Iterator[Chunk]):
     def cancel(self) -> None:
         """Stop the answer here and in the engine. Safe to call twice, from any thread, or after the end."""
         if self._loop.open:
-            self._loop.run(self._stream.cancel())
+            self._loop.run(self._stream.cancel)
 
     close = cancel
 
     def answer(self) -> Answer:
         """Read to the end and return the whole answer; after ``cancel``, what had come by then."""
-        return self._loop.run(self._stream.answer())
+        return self._loop.run(self._stream.answer)
 
     def __enter__(self) -> Self:
         return self
@@ -169,16 +170,19 @@ class _LoopThread:
     def open(self) -> bool:
         return self._finalizer.alive
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run on the loop and wait. An interrupt while waiting cancels the work before it is raised."""
+    def run(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Await on the loop what ``work`` gives there, and return it. An interrupt cancels it.
+
+        ``work`` is called on the loop's thread: an interrupt could lose a coroutine that is made here.
+        """
         if not self.open:
-            work.close()
             raise RuntimeError("the client is closed")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        outcome: Future[T] = Future()
         try:
-            return future.result()
+            self._loop.call_soon_threadsafe(_begin, work, outcome)
+            return outcome.result()
         except KeyboardInterrupt:
-            future.cancel()
+            outcome.cancel()
             raise
 
     def before_close(self, closer: Callable[[], Awaitable[None]]) -> None:
@@ -187,6 +191,37 @@ class _LoopThread:
 
     def close(self) -> None:
         self._finalizer()
+
+
+def _begin(work: Callable[[], Awaitable[T]], outcome: Future[T]) -> None:
+    """Start the work on the running loop, and settle its outcome. A cancelled outcome cancels the work."""
+    if outcome.cancelled():
+        return
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(_awaited(work))
+
+    def settle(task: asyncio.Task[T]) -> None:
+        if task.cancelled():
+            outcome.cancel()
+            return
+        error = task.exception()
+        if not outcome.set_running_or_notify_cancel():
+            return
+        if error is None:
+            outcome.set_result(task.result())
+        else:
+            outcome.set_exception(error)
+
+    def abandon(outcome: Future[T]) -> None:
+        if outcome.cancelled() and not loop.is_closed():
+            loop.call_soon_threadsafe(task.cancel)
+
+    task.add_done_callback(settle)
+    outcome.add_done_callback(abandon)
+
+
+async def _awaited(work: Callable[[], Awaitable[T]]) -> T:
+    return await work()
 
 
 def _stop(
