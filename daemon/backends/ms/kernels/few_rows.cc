@@ -5,13 +5,13 @@
 
 #include "product.h"
 #include "threadpool.h"
+#include "turns.h"
 
 namespace mindport {
 namespace {
 
-constexpr int64_t kBlockBytes = 24576;        // of weights over which several tiles of rows pass
-constexpr int64_t kColumns = 16;              // a block has a multiple of: a line of A
-constexpr int64_t kStreamLead = 8192;         // bytes to fetch ahead in a single panel
+constexpr int64_t kColumns = 16;       // a piece has a multiple of: a line of A
+constexpr int64_t kStreamLead = 8192;  // bytes to fetch ahead in a single panel
 
 class FewRows {
  public:
@@ -32,16 +32,13 @@ class FewRows {
     ThreadPool::instance().each_stretch(panels, grain, [&](int64_t first, int64_t last, int worker) {
       const Region region = p_.output.region(0, p_.m, first, last, worker);
       if (stream_ != nullptr) stream(region);
-      else blocks(region);
+      else if (tiles_ == 1) columns(region);
+      else turns(region);
       if (p_.finish) p_.finish(region);
     });
   }
 
  private:
-  struct Block {
-    int64_t panel, width, k, depth;
-  };
-
   int64_t first_row(int64_t tile) const { return p_.m * tile / tiles_; }  // rows of tiles differ by one at most
   int64_t widest(int64_t panels) const {
     return mindport::widest(p_.table, p_.weights.format(), (p_.m + tiles_ - 1) / tiles_, panels);
@@ -50,34 +47,38 @@ class FewRows {
     return static_cast<const char*>(p_.weights.panel(panel)) + k * column_bytes_;
   }
 
-  // One tile takes all columns, but lets those of the next panels be fetched at the end; several take turns.
-  void blocks(const Region& region) const {
-    const int64_t last = region.panel1;
-    const int64_t cols = p_.weights.cols(), lead = kLead / column_bytes_;
-    const auto begin = [&](int64_t panel, int64_t k) {
-      const int64_t width = panel < last ? widest(last - panel) : 1;
-      int64_t depth = kBlockBytes / (width * column_bytes_) / kColumns * kColumns;
-      if (tiles_ == 1) depth = k == 0 && cols > lead ? cols - lead : lead;
-      return Block{panel, width, k, std::min(depth, cols - k)};
-    };
-    for (Block block = begin(region.panel0, 0), next; block.panel < last; block = next) {
-      const bool whole = block.k + block.depth == cols;
-      next = whole ? begin(block.panel + block.width, 0) : begin(block.panel, block.k + block.depth);
-      const char* ahead = next.panel < p_.weights.panels() ? at(next.panel, next.k) : at(block.panel, block.k);
-      multiply(block, region, tiles_ == 1 && !whole ? at(block.panel, lead) : ahead);
+  // One tile takes all columns, but lets those of the next panels be fetched at the end.
+  void columns(const Region& region) const {
+    const int64_t cols = p_.weights.cols(), before = std::max<int64_t>(0, cols - kLead / column_bytes_);
+    for (int64_t panel = region.panel0, next; panel < region.panel1; panel = next) {
+      const int64_t width = widest(region.panel1 - panel);
+      next = panel + width;
+      if (before > 0) multiply(0, {panel, width, 0, before}, region, at(panel, cols - before), kLine);
+      multiply(0, {panel, width, before, cols}, region, at(next < p_.weights.panels() ? next : panel, 0), kLine);
     }
   }
 
-  // Each tile of rows fetches its share of columns.
-  void multiply(const Block& block, const Region& region, const char* ahead) const {
-    const int64_t step = (kLine + tiles_ - 1) / tiles_;
-    for (int64_t t = 0; t < tiles_; ++t) {
-      const int64_t row = first_row(t), rows = first_row(t + 1) - row;
-      p_.table.tile[static_cast<int>(p_.weights.format())][rows][block.width](
-          {p_.a + row * p_.a_row + block.k, p_.a_row, at(block.panel, block.k), p_.weights.panel_elements(),
-           block.depth, region.at(row, block.panel), region.c_row, block.k > 0,
-           ahead + t * block.depth * column_bytes_ / kLine * step, step});
-    }
+  void turns(const Region& region) const {
+    const int64_t cols = p_.weights.cols();
+    const auto columns_of = [&](const Piece& lines) {
+      return Piece{lines.panel, lines.width, lines.begin * kColumns, std::min(lines.end * kColumns, cols)};
+    };
+    const auto visit = [&](const Piece& lines, const Piece& next_lines) {
+      const Piece piece = columns_of(lines), next = columns_of(next_lines);
+      const char* ahead = at(next.panel < p_.weights.panels() ? next.panel : piece.panel, next.begin);
+      const int64_t step = fetch_step(piece, next, tiles_);
+      for (int64_t t = 0; t < tiles_; ++t)
+        multiply(t, piece, region, ahead + t * piece.size() * column_bytes_ / kLine * step, step);
+    };
+    const auto width = [&](int64_t panels) { return widest(panels); };
+    take_turns(region, (cols + kColumns - 1) / kColumns, kColumns * column_bytes_, width, visit);
+  }
+
+  void multiply(int64_t tile, const Piece& piece, const Region& region, const char* ahead, int64_t step) const {
+    const int64_t row = first_row(tile), rows = first_row(tile + 1) - row;
+    p_.table.tile[static_cast<int>(p_.weights.format())][rows][piece.width](
+        {p_.a + row * p_.a_row + piece.begin, p_.a_row, at(piece.panel, piece.begin), p_.weights.panel_elements(),
+         piece.size(), region.at(row, piece.panel), region.c_row, piece.begin > 0, ahead, step});
   }
 
   void stream(const Region& region) const {

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "threadpool.h"
+#include "turns.h"
 #include "whole_table.h"
 
 namespace mindport {
@@ -114,48 +115,51 @@ class WholeProduct {
     });
   }
 
-  struct Piece {
-    int64_t panel, width, block, count;
-  };
-
   void task(int64_t tile0, int64_t tile1, const Region& region) const {
-    if (tile0 == 0 && tile1 == tiles_ && tiles_ <= kDirectTiles) {
+    if (tiles_ == 1) {
       stream(region);
+    } else if (tiles_ <= kDirectTiles) {
+      turns(region);
     } else {
       const int64_t depth = round_up(kDepthBlocks, group_blocks_);
       for (int64_t block = 0; block < blocks_; block += depth) {
-        const int64_t count = std::min(depth, blocks_ - block);
+        const int64_t end = std::min(block + depth, blocks_);
         for (int64_t panel = region.panel0, width; panel < region.panel1; panel += width) {
           width = widest(region.panel1 - panel);
           for (int64_t t = tile0; t < tile1; ++t)
-            multiply(t, {panel, width, block, count}, region, block_at(panel, block) + kLead, kLine);
+            multiply(t, {panel, width, block, end}, region, block_at(panel, block) + kLead, kLine);
         }
       }
     }
     if (finish_) finish_(region);
   }
 
-  // One tile takes all columns, but lets those of the next panels be fetched at the end; several take turns, each
-  // fetching its share of the next piece.
+  // One tile takes all columns, but lets those of the next panels be fetched at the end.
   void stream(const Region& region) const {
-    const int64_t panel1 = region.panel1;
     const int64_t before = std::max<int64_t>(0, blocks_ - kLead / block_bytes()) / group_blocks_ * group_blocks_;
-    const int64_t lead = blocks_ - before;
-    const auto at = [&](int64_t panel, int64_t block) {
-      const int64_t width = panel < panel1 ? widest(panel1 - panel) : 1;
-      int64_t depth = round_up(kDepthBlocks, group_blocks_);
-      if (tiles_ == 1) depth = block == 0 && before > 0 ? before : lead;
-      return Piece{panel, width, block, std::min(depth, blocks_ - block)};
-    };
-    for (Piece piece = at(region.panel0, 0), next; piece.panel < panel1; piece = next) {
-      const bool whole = piece.block + piece.count == blocks_;
-      next = whole ? at(piece.panel + piece.width, 0) : at(piece.panel, piece.block + piece.count);
-      const uint8_t* ahead = block_at(next.panel < weights_.panels() ? next.panel : piece.panel, next.block);
-      if (tiles_ == 1 && !whole) ahead = block_at(piece.panel, lead);
-      const int64_t step = (kLine + tiles_ - 1) / tiles_;
-      for (int64_t t = 0; t < tiles_; ++t)
-        multiply(t, piece, region, ahead + t * piece.count * block_bytes() / kLine * step, step);
+    for (int64_t panel = region.panel0, next; panel < region.panel1; panel = next) {
+      const int64_t width = widest(region.panel1 - panel);
+      next = panel + width;
+      const uint8_t* ahead = block_at(next < weights_.panels() ? next : panel, 0);
+      if (before > 0) multiply(0, {panel, width, 0, before}, region, block_at(panel, blocks_ - before), kLine);
+      multiply(0, {panel, width, before, blocks_}, region, ahead, kLine);
     }
+  }
+
+  void turns(const Region& region) const {
+    const auto blocks_of = [&](const Piece& groups) {
+      const int64_t end = std::min(groups.end * group_blocks_, blocks_);
+      return Piece{groups.panel, groups.width, groups.begin * group_blocks_, end};
+    };
+    const auto visit = [&](const Piece& groups, const Piece& next_groups) {
+      const Piece piece = blocks_of(groups), next = blocks_of(next_groups);
+      const uint8_t* ahead = block_at(next.panel < weights_.panels() ? next.panel : piece.panel, next.begin);
+      const int64_t step = fetch_step(piece, next, tiles_);
+      for (int64_t t = 0; t < tiles_; ++t)
+        multiply(t, piece, region, ahead + t * piece.size() * block_bytes() / kLine * step, step);
+    };
+    const auto width = [&](int64_t panels) { return widest(panels); };
+    take_turns(region, weights_.groups(), group_blocks_ * block_bytes(), width, visit);
   }
 
   void many_task(int64_t tile0, int64_t tile1, const Region& region, int worker) const {
@@ -163,11 +167,11 @@ class WholeProduct {
     const int64_t passes = (blocks_ + kManyBlocks - 1) / kManyBlocks;
     const int64_t depth = round_up((blocks_ + passes - 1) / passes, group_blocks_);
     const auto at = [&](int64_t panel, int64_t block) {
-      return Piece{panel, panel1 - panel >= many_.width ? many_.width : 1, block, std::min(depth, blocks_ - block)};
+      return Piece{panel, panel1 - panel >= many_.width ? many_.width : 1, block, std::min(block + depth, blocks_)};
     };
-    for (Piece piece = at(panel0, 0), next; piece.block < blocks_; piece = next) {
+    for (Piece piece = at(panel0, 0), next; piece.begin < blocks_; piece = next) {
       const bool last = piece.panel + piece.width >= panel1;
-      next = last ? at(panel0, piece.block + piece.count) : at(piece.panel + piece.width, piece.block);
+      next = last ? at(panel0, piece.begin + piece.size()) : at(piece.panel + piece.width, piece.begin);
       multiply_many(piece, next, tile0, tile1, region, worker);
     }
     if (finish_) finish_(region);
@@ -185,38 +189,38 @@ class WholeProduct {
   // Each tile fetches a panel of the next piece.
   void multiply_many(const Piece& piece, const Piece& next, int64_t tile0, int64_t tile1, const Region& region,
                      int worker) const {
-    const int64_t group = piece.block / group_blocks_;
-    const uint8_t* b = block_at(piece.panel, piece.block);
+    const int64_t group = piece.begin / group_blocks_;
+    const uint8_t* b = block_at(piece.panel, piece.begin);
     int64_t b_panel = weights_.panel_bytes();
     if (many_.weights != nullptr) {
-      b_panel = piece.count * many_.block_bytes;
+      b_panel = piece.size() * many_.block_bytes;
       auto* room = reinterpret_cast<uint8_t*>(
           expanding_room().at_least(worker, static_cast<size_t>(piece.width * b_panel / 4)));
       for (int64_t i = 0; i < piece.width; ++i)
-        many_.weights(block_at(piece.panel + i, piece.block), piece.count, room + i * b_panel);
+        many_.weights(block_at(piece.panel + i, piece.begin), piece.size(), room + i * b_panel);
       b = room;
     }
     for (int64_t t = tile0; t < tile1; ++t) {
       const int64_t rows = rows_of(t), panel = next.panel + t - tile0;
       const WholeRows a = this->rows(t);
-      const bool fetch = next.count > 0 && panel < next.panel + next.width;
+      const bool fetch = next.size() > 0 && panel < next.panel + next.width;
       many_.tile[rows][piece.width > 1](
-          {{(widened_ != nullptr ? widened(t) : a.words) + piece.block * many_.block_words * rows,
+          {{(widened_ != nullptr ? widened(t) : a.words) + piece.begin * many_.block_words * rows,
             a.scales + group * rows, a.offsets + group * rows},
-           b, scales_at(piece.panel, group), weights_.grouping().scales, b_panel, weights_.panel_bytes(), piece.count,
-           group_blocks_, region.at(first_row(t), piece.panel), region.c_row, piece.block > 0,
-           fetch ? block_at(panel, next.block) : nullptr, block_bytes() / many_.block_words});
+           b, scales_at(piece.panel, group), weights_.grouping().scales, b_panel, weights_.panel_bytes(), piece.size(),
+           group_blocks_, region.at(first_row(t), piece.panel), region.c_row, piece.begin > 0,
+           fetch ? block_at(panel, next.begin) : nullptr, block_bytes() / many_.block_words});
     }
   }
 
   void multiply(int64_t tile, const Piece& piece, const Region& region, const uint8_t* ahead, int64_t step) const {
-    const int64_t rows = rows_of(tile), group = piece.block / group_blocks_;
+    const int64_t rows = rows_of(tile), group = piece.begin / group_blocks_;
     const WholeRows a = this->rows(tile);
     tile_functions(rows)[log2_of(piece.width)](
-        {{a.words + piece.block * kBlock / 4 * rows, a.scales + group * rows, a.offsets + group * rows},
-         block_at(piece.panel, piece.block), scales_at(piece.panel, group), weights_.grouping().scales,
-         weights_.panel_bytes(), weights_.panel_bytes(), piece.count, group_blocks_,
-         region.at(first_row(tile), piece.panel), region.c_row, piece.block > 0, ahead, step});
+        {{a.words + piece.begin * kBlock / 4 * rows, a.scales + group * rows, a.offsets + group * rows},
+         block_at(piece.panel, piece.begin), scales_at(piece.panel, group), weights_.grouping().scales,
+         weights_.panel_bytes(), weights_.panel_bytes(), piece.size(), group_blocks_,
+         region.at(first_row(tile), piece.panel), region.c_row, piece.begin > 0, ahead, step});
   }
 
   const Matrix& weights_;
