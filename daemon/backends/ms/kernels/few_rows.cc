@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "product.h"
+#include "row_tiles.h"
 #include "threadpool.h"
 #include "turns.h"
 
@@ -16,7 +17,7 @@ constexpr int64_t kStreamLead = 8192;  // bytes to fetch ahead in a single panel
 class FewRows {
  public:
   explicit FewRows(const Product& product)
-      : p_(product), tiles_((p_.m + p_.table.few_rows - 1) / p_.table.few_rows),
+      : p_(product), tiles_(p_.m, p_.table.few_rows),
         column_bytes_(kLanes * element_bytes(p_.weights.format())),
         stream_(p_.m <= kStreamRows ? p_.table.stream_tile[static_cast<int>(p_.weights.format())][p_.m] : nullptr) {
     if (stream_ == nullptr) return;
@@ -32,16 +33,15 @@ class FewRows {
     ThreadPool::instance().each_stretch(panels, grain, [&](int64_t first, int64_t last, int worker) {
       const Region region = p_.output.region(0, p_.m, first, last, worker);
       if (stream_ != nullptr) stream(region);
-      else if (tiles_ == 1) columns(region);
+      else if (tiles_.count() == 1) columns(region);
       else turns(region);
       if (p_.finish) p_.finish(region);
     });
   }
 
  private:
-  int64_t first_row(int64_t tile) const { return p_.m * tile / tiles_; }  // rows of tiles differ by one at most
   int64_t widest(int64_t panels) const {
-    return mindport::widest(p_.table, p_.weights.format(), (p_.m + tiles_ - 1) / tiles_, panels);
+    return mindport::widest(p_.table, p_.weights.format(), tiles_.largest(), panels);
   }
   const char* at(int64_t panel, int64_t k) const {
     return static_cast<const char*>(p_.weights.panel(panel)) + k * column_bytes_;
@@ -66,8 +66,8 @@ class FewRows {
     const auto visit = [&](const Piece& lines, const Piece& next_lines) {
       const Piece piece = columns_of(lines), next = columns_of(next_lines);
       const char* ahead = at(next.panel < p_.weights.panels() ? next.panel : piece.panel, next.begin);
-      const int64_t step = fetch_step(piece, next, tiles_);
-      for (int64_t t = 0; t < tiles_; ++t)
+      const int64_t step = fetch_step(piece, next, tiles_.count());
+      for (int64_t t = 0; t < tiles_.count(); ++t)
         multiply(t, piece, region, ahead + t * piece.size() * column_bytes_ / kLine * step, step);
     };
     const auto width = [&](int64_t panels) { return widest(panels); };
@@ -75,7 +75,7 @@ class FewRows {
   }
 
   void multiply(int64_t tile, const Piece& piece, const Region& region, const char* ahead, int64_t step) const {
-    const int64_t row = first_row(tile), rows = first_row(tile + 1) - row;
+    const int64_t row = tiles_.first(tile), rows = tiles_.rows(tile);
     p_.table.tile[static_cast<int>(p_.weights.format())][rows][piece.width](
         {p_.a + row * p_.a_row + piece.begin, p_.a_row, at(piece.panel, piece.begin), p_.weights.panel_elements(),
          piece.size(), region.at(row, piece.panel), region.c_row, piece.begin > 0, ahead, step});
@@ -88,7 +88,8 @@ class FewRows {
   }
 
   const Product& p_;
-  int64_t tiles_, column_bytes_;
+  RowTiles tiles_;
+  int64_t column_bytes_;
   TileFunction stream_;  // a tile of all rows and one panel where converting weights twice would cost more, or null
   float* packed_ = nullptr;
 };

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "product.h"
+#include "row_tiles.h"
 #include "threadpool.h"
 #include "whole_matmul.h"
 
@@ -28,18 +29,18 @@ WorkerMemory& region_room() {
 // Many rows: A is packed, weights are converted a block at a time, C is resumed block by block.
 class Blocked {
  public:
-  explicit Blocked(const Product& product) : p_(product) {
+  explicit Blocked(const Product& product) : p_(product), tiles_(product.m, product.table.tile_rows) {
     packed_ = packing_room(static_cast<size_t>(p_.m * p_.weights.cols()));
     unpacking_room().reserve(ThreadPool::instance().size());
   }
 
   void run() {
     auto& pool = ThreadPool::instance();
-    const int64_t depth = p_.weights.cols(), tiles = p_.tiles();
+    const int64_t depth = p_.weights.cols(), tiles = tiles_.count();
     pool.each(tiles, 1, [&](int64_t first, int64_t last, int) {
       for (int64_t t = first; t < last; ++t)
-        p_.table.pack_rows(p_.a + p_.first_row(t) * p_.a_row, p_.a_row, static_cast<int>(p_.rows_of(t)), depth,
-                           packed_ + p_.first_row(t) * depth);
+        p_.table.pack_rows(p_.a + tiles_.first(t) * p_.a_row, p_.a_row, static_cast<int>(tiles_.rows(t)), depth,
+                           packed_ + tiles_.first(t) * depth);
     });
     const int64_t groups = (p_.m + kRowsAtOnce - 1) / kRowsAtOnce;
     const int64_t panels = round_up(kPanelsAtOnce, p_.weights.parts());
@@ -65,7 +66,7 @@ class Blocked {
       const int64_t width = panel1 - panel >= p_.table.packed_width ? p_.table.packed_width : 1;
       return Block{panel, width, k, std::min(depth, cols - k)};
     };
-    const Region region = p_.output.region(p_.first_row(tile0), p_.first_row(tile1), panel0, panel1, worker);
+    const Region region = p_.output.region(tiles_.first(tile0), tiles_.first(tile1), panel0, panel1, worker);
     for (Block block = at(panel0, 0), next; block.k < cols; block = next) {
       const bool last = block.panel + block.width >= panel1;
       next = last ? at(panel0, block.k + block.depth) : at(block.panel + block.width, block.k);
@@ -81,7 +82,7 @@ class Blocked {
     int64_t stride = 0;
     const float* b = floats(block, worker, &stride);
     for (int64_t t = tile0; t < tile1; ++t) {
-      const int64_t row = p_.first_row(t), rows = p_.rows_of(t), share = t - tile0, panel = next.panel + share / shares;
+      const int64_t row = tiles_.first(t), rows = tiles_.rows(t), share = t - tile0, panel = next.panel + share / shares;
       const bool fetch = next.depth > 0 && panel < next.panel + next.width;
       const int64_t ahead = next.k * step + next.depth * step * (share % shares) / shares;
       p_.table.packed_tile[rows][block.width > 1](
@@ -109,6 +110,7 @@ class Blocked {
   }
 
   const Product& p_;
+  RowTiles tiles_;
   float* packed_ = nullptr;
 };
 
@@ -135,7 +137,7 @@ void matmul(const Matrix& weights, const float* a, int64_t a_row, int64_t m, flo
   const Output output(c, c_row);
   if (!is_float(weights.format())) return whole_matmul(weights, a, a_row, m, output, finish);
   const Product product{weights, a, a_row, m, output, finish, kernels()};
-  if (product.tiles() <= kDirectTiles) multiply_few(product);
+  if (m <= kDirectTiles * product.table.tile_rows) multiply_few(product);
   else Blocked(product).run();
 }
 

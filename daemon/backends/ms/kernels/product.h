@@ -25,10 +25,6 @@ struct Product {
   const Output& output;
   const std::function<void(const Region&)>& finish;
   const KernelTable& table;
-
-  int64_t tiles() const { return (m + table.tile_rows - 1) / table.tile_rows; }
-  int64_t first_row(int64_t tile) const { return m * tile / tiles(); }  // rows of tiles differ by one at most
-  int64_t rows_of(int64_t tile) const { return first_row(tile + 1) - first_row(tile); }
 };
 
 // Room for a packed A.

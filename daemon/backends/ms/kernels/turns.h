@@ -19,9 +19,13 @@ struct Piece {
 // Sizes are even: of a piece larger than the one before it, a part would not be fetched in time.
 template <class Widest, class Visit>
 void take_turns(const Region& region, int64_t units, int64_t unit_bytes, const Widest& widest, const Visit& visit) {
+  const auto passes_at = [&](int64_t width) {
+    return std::clamp(width * units * unit_bytes / kPieceBytes, int64_t{1}, units);
+  };
+  const int64_t usual = widest(region.panel1 - region.panel0), usual_passes = passes_at(usual);
   const auto at = [&](int64_t panel, int64_t pass) {
-    const int64_t width = widest(region.panel1 - (panel < region.panel1 ? panel : region.panel0));
-    const int64_t passes = std::clamp(width * units * unit_bytes / kPieceBytes, int64_t{1}, units);
+    const int64_t left = region.panel1 - panel, width = left <= 0 || left >= usual ? usual : widest(left);
+    const int64_t passes = width == usual ? usual_passes : passes_at(width);
     return Piece{panel, width, units * pass / passes, units * (pass + 1) / passes};
   };
   int64_t pass = 0;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "row_tiles.h"
 #include "threadpool.h"
 #include "turns.h"
 #include "whole_table.h"
@@ -32,10 +33,11 @@ class WholeProduct {
       : weights_(weights), m_(m), output_(output), finish_(finish), table_(whole_kernels()),
         many_(table_.many[weights.format() == Format::int8 ? 0 : 1]),
         is_many_(m > kDirectTiles * table_.tile_rows && many_.tile_rows > 0),
-        tile_rows_(is_many_ ? many_.tile_rows : table_.tile_rows), tiles_((m + tile_rows_ - 1) / tile_rows_),
-        blocks_(weights.depth() / kBlock), group_blocks_(weights.grouping().size / kBlock) {
+        tiles_(m, is_many_ ? many_.tile_rows : table_.tile_rows), blocks_(weights.depth() / kBlock),
+        block_bytes_(weights.scales_at() / blocks_), group_blocks_(weights.grouping().size / kBlock),
+        groups_(weights.groups()), row_words_(weights.depth() / 4 + 2 * groups_) {
     static Memory rounded, widened;
-    rounded_ = reinterpret_cast<int32_t*>(rounded.at_least(static_cast<size_t>(m * row_words())));
+    rounded_ = reinterpret_cast<int32_t*>(rounded.at_least(static_cast<size_t>(m * row_words_)));
     if (is_many_) expanding_room().reserve(ThreadPool::instance().size());
     if (is_many_ && many_.rows != nullptr)
       widened_ = reinterpret_cast<int32_t*>(widened.at_least(static_cast<size_t>(m * blocks_ * many_.block_words)));
@@ -43,40 +45,36 @@ class WholeProduct {
 
   void run(const float* a, int64_t a_row) {
     round(a, a_row);
-    if (is_many_ || tiles_ > kDirectTiles) blocked();
+    if (is_many_ || tiles_.count() > kDirectTiles) blocked();
     else direct();
   }
 
  private:
-  int64_t first_row(int64_t tile) const { return m_ * tile / tiles_; }  // rows of tiles differ by one at most
-  int64_t rows_of(int64_t tile) const { return first_row(tile + 1) - first_row(tile); }
-  int64_t row_words() const { return weights_.depth() / 4 + 2 * weights_.groups(); }
-
   WholeRows rows(int64_t tile) const {
-    int32_t* words = rounded_ + first_row(tile) * row_words();
-    int32_t* scales = words + weights_.depth() / 4 * rows_of(tile);
-    return {words, reinterpret_cast<float*>(scales), scales + weights_.groups() * rows_of(tile)};
+    int32_t* words = rounded_ + tiles_.first(tile) * row_words_;
+    int32_t* scales = words + weights_.depth() / 4 * tiles_.rows(tile);
+    return {words, reinterpret_cast<float*>(scales), scales + groups_ * tiles_.rows(tile)};
   }
 
-  int32_t* widened(int64_t tile) const { return widened_ + first_row(tile) * blocks_ * many_.block_words; }
+  int32_t* widened(int64_t tile) const { return widened_ + tiles_.first(tile) * blocks_ * many_.block_words; }
 
   void round(const float* a, int64_t a_row) const {
     const int half_range = weights_.format() == Format::int8 ? 128 : 8;
-    const int64_t cost = weights_.cols() * (m_ / tiles_) * kRoundingCost;
-    ThreadPool::instance().each(tiles_, std::max<int64_t>(1, kWorthAThread / cost), [&](int64_t t, int64_t last, int) {
+    const int64_t cost = weights_.cols() * tiles_.largest() * kRoundingCost;
+    ThreadPool::instance().each(tiles_.count(), std::max<int64_t>(1, kWorthAThread / cost), [&](int64_t t, int64_t last, int) {
       for (; t < last; ++t) {
         const WholeRows to = rows(t);
-        for (int64_t r = 0; r < rows_of(t); ++r)
-          table_.round_row(a + (first_row(t) + r) * a_row, weights_.cols(), weights_.grouping().size, half_range,
-                           rows_of(t), {to.words + r, to.scales + r, to.offsets + r});
-        if (widened_ != nullptr) many_.rows(to.words, weights_.depth() / 4, rows_of(t), widened(t));
+        for (int64_t r = 0; r < tiles_.rows(t); ++r)
+          table_.round_row(a + (tiles_.first(t) + r) * a_row, weights_.cols(), weights_.grouping().size, half_range,
+                           tiles_.rows(t), {to.words + r, to.scales + r, to.offsets + r});
+        if (widened_ != nullptr) many_.rows(to.words, weights_.depth() / 4, tiles_.rows(t), widened(t));
       }
     });
   }
 
   // The most panels every tile can take at once.
   int64_t widest(int64_t panels) const {
-    const auto& functions = tile_functions((m_ + tiles_ - 1) / tiles_);
+    const auto& functions = tile_functions(tiles_.largest());
     int64_t width = 1;
     while (width < 4 && 2 * width <= panels && functions[log2_of(2 * width)] != nullptr) width *= 2;
     return width;
@@ -91,7 +89,7 @@ class WholeProduct {
     const int64_t panels = weights_.panels(), work = weights_.panel_bytes() * panels * std::max<int64_t>(1, m_ / 4);
     const int64_t grain = work < kWorthForking ? panels : round_up(widest(panels), weights_.parts());
     ThreadPool::instance().each_stretch(panels, grain, [&](int64_t first, int64_t last, int worker) {
-      task(0, tiles_, output_.region(0, m_, first, last, worker));
+      task(0, tiles_.count(), output_.region(0, m_, first, last, worker));
     });
   }
 
@@ -106,9 +104,9 @@ class WholeProduct {
     pool.each(groups * columns, 1, [&](int64_t first, int64_t last, int worker) {
       for (int64_t i = first; i < last; ++i) {
         const int64_t group = i / columns, column = i % columns;
-        const int64_t tile0 = tiles_ * group / groups, tile1 = tiles_ * (group + 1) / groups;
+        const int64_t tile0 = tiles_.count() * group / groups, tile1 = tiles_.count() * (group + 1) / groups;
         const int64_t panel0 = column * per_column, panel1 = std::min(weights_.panels(), (column + 1) * per_column);
-        const Region region = output_.region(first_row(tile0), first_row(tile1), panel0, panel1, worker);
+        const Region region = output_.region(tiles_.first(tile0), tiles_.first(tile1), panel0, panel1, worker);
         if (is_many_) many_task(tile0, tile1, region, worker);
         else task(tile0, tile1, region);
       }
@@ -116,9 +114,9 @@ class WholeProduct {
   }
 
   void task(int64_t tile0, int64_t tile1, const Region& region) const {
-    if (tiles_ == 1) {
+    if (tiles_.count() == 1) {
       stream(region);
-    } else if (tiles_ <= kDirectTiles) {
+    } else if (tiles_.count() <= kDirectTiles) {
       turns(region);
     } else {
       const int64_t depth = round_up(kDepthBlocks, group_blocks_);
@@ -136,7 +134,7 @@ class WholeProduct {
 
   // One tile takes all columns, but lets those of the next panels be fetched at the end.
   void stream(const Region& region) const {
-    const int64_t before = std::max<int64_t>(0, blocks_ - kLead / block_bytes()) / group_blocks_ * group_blocks_;
+    const int64_t before = std::max<int64_t>(0, blocks_ - kLead / block_bytes_) / group_blocks_ * group_blocks_;
     for (int64_t panel = region.panel0, next; panel < region.panel1; panel = next) {
       const int64_t width = widest(region.panel1 - panel);
       next = panel + width;
@@ -154,12 +152,12 @@ class WholeProduct {
     const auto visit = [&](const Piece& groups, const Piece& next_groups) {
       const Piece piece = blocks_of(groups), next = blocks_of(next_groups);
       const uint8_t* ahead = block_at(next.panel < weights_.panels() ? next.panel : piece.panel, next.begin);
-      const int64_t step = fetch_step(piece, next, tiles_);
-      for (int64_t t = 0; t < tiles_; ++t)
-        multiply(t, piece, region, ahead + t * piece.size() * block_bytes() / kLine * step, step);
+      const int64_t step = fetch_step(piece, next, tiles_.count());
+      for (int64_t t = 0; t < tiles_.count(); ++t)
+        multiply(t, piece, region, ahead + t * piece.size() * block_bytes_ / kLine * step, step);
     };
     const auto width = [&](int64_t panels) { return widest(panels); };
-    take_turns(region, weights_.groups(), group_blocks_ * block_bytes(), width, visit);
+    take_turns(region, groups_, group_blocks_ * block_bytes_, width, visit);
   }
 
   void many_task(int64_t tile0, int64_t tile1, const Region& region, int worker) const {
@@ -177,9 +175,8 @@ class WholeProduct {
     if (finish_) finish_(region);
   }
 
-  int64_t block_bytes() const { return weights_.scales_at() / blocks_; }
   const uint8_t* block_at(int64_t panel, int64_t block) const {
-    return static_cast<const uint8_t*>(weights_.panel(panel)) + block * block_bytes();
+    return static_cast<const uint8_t*>(weights_.panel(panel)) + block * block_bytes_;
   }
   const uint8_t* scales_at(int64_t panel, int64_t group) const {
     return static_cast<const uint8_t*>(weights_.panel(panel)) + weights_.scales_at() +
@@ -201,26 +198,26 @@ class WholeProduct {
       b = room;
     }
     for (int64_t t = tile0; t < tile1; ++t) {
-      const int64_t rows = rows_of(t), panel = next.panel + t - tile0;
+      const int64_t rows = tiles_.rows(t), panel = next.panel + t - tile0;
       const WholeRows a = this->rows(t);
       const bool fetch = next.size() > 0 && panel < next.panel + next.width;
       many_.tile[rows][piece.width > 1](
           {{(widened_ != nullptr ? widened(t) : a.words) + piece.begin * many_.block_words * rows,
             a.scales + group * rows, a.offsets + group * rows},
            b, scales_at(piece.panel, group), weights_.grouping().scales, b_panel, weights_.panel_bytes(), piece.size(),
-           group_blocks_, region.at(first_row(t), piece.panel), region.c_row, piece.begin > 0,
-           fetch ? block_at(panel, next.begin) : nullptr, block_bytes() / many_.block_words});
+           group_blocks_, region.at(tiles_.first(t), piece.panel), region.c_row, piece.begin > 0,
+           fetch ? block_at(panel, next.begin) : nullptr, block_bytes_ / many_.block_words});
     }
   }
 
   void multiply(int64_t tile, const Piece& piece, const Region& region, const uint8_t* ahead, int64_t step) const {
-    const int64_t rows = rows_of(tile), group = piece.begin / group_blocks_;
+    const int64_t rows = tiles_.rows(tile), group = piece.begin / group_blocks_;
     const WholeRows a = this->rows(tile);
     tile_functions(rows)[log2_of(piece.width)](
         {{a.words + piece.begin * kBlock / 4 * rows, a.scales + group * rows, a.offsets + group * rows},
          block_at(piece.panel, piece.begin), scales_at(piece.panel, group), weights_.grouping().scales,
          weights_.panel_bytes(), weights_.panel_bytes(), piece.size(), group_blocks_,
-         region.at(first_row(tile), piece.panel), region.c_row, piece.begin > 0, ahead, step});
+         region.at(tiles_.first(tile), piece.panel), region.c_row, piece.begin > 0, ahead, step});
   }
 
   const Matrix& weights_;
@@ -230,7 +227,8 @@ class WholeProduct {
   const WholeTable& table_;
   const WholeMany& many_;
   bool is_many_;
-  int64_t tile_rows_, tiles_, blocks_, group_blocks_;
+  RowTiles tiles_;
+  int64_t blocks_, block_bytes_, group_blocks_, groups_, row_words_;
   int32_t* rounded_ = nullptr;
   int32_t* widened_ = nullptr;  // the words of activations in the form for many rows, or null
 };
