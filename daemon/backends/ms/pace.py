@@ -13,8 +13,8 @@ _BARGAIN = 1.1
 """Where the least rows take too long already, more of them come along for so little more time."""
 _GROWTH = 1.25
 """Beyond the most rows whose cost is known."""
-_REMEMBERED = 9
-"""Steps without prompts; their median counts."""
+_REMEMBERED = 33
+"""Steps without prompts; their median counts. Answers grow while a prompt is read, as would the limit."""
 _REFRESHED = 16
 """Steps with prompts after which one goes without, to see how long such a step takes now."""
 _OWN, _OTHERS = 0.3, 0.4
@@ -28,7 +28,7 @@ _FIRST_ERROR, _STEADINESS, _ERRORS = 0.08, 0.1, 2.5
 
 
 class Pace:
-    """Chooses chunks of prompts: 99 of 100 steps take at most ``slowdown`` times as long as without."""
+    """Chooses chunks of prompts: 99 of 100 steps take at most ``slowdown`` times as long as before them."""
 
     def __init__(self, slowdown: float) -> None:
         self._slowdown = slowdown

@@ -108,6 +108,15 @@ def test_a_machine_that_became_slower_is_no_reason_to_read_less() -> None:
     assert max(rows for rows, _ in steps[-30:]) > 0.7 * before
 
 
+def test_answers_that_grow_while_a_prompt_is_read_raise_no_limit() -> None:
+    def growing(answers: int, prompts: int, position: int) -> float:
+        return in_proportion(answers, prompts, position) + 1e-5 * position
+
+    pace, limit = taught(1.8, growing), 1.8 * growing(ANSWERS, 0, 0)
+    seconds = [seconds for _, seconds in read(pace, growing, 3000)]
+    assert sorted(seconds)[int(0.99 * len(seconds))] <= 1.02 * limit
+
+
 def test_nearest_number_of_answers_stands_for_one_that_was_not_measured() -> None:
     pace = Pace(2.0)
     pace.observe(0, 100, 0.1)
