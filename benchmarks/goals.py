@@ -134,29 +134,28 @@ def _shapes(results: Sequence[Result], variants: Sequence[Variant]) -> Iterator[
     for metric in ("prefill", "decode"):
         usual = _slowness(by_name.get(base.name), base, metric)
         for variant in variants[1:]:
-            slowness = _slowness(by_name.get(variant.name), variant, metric)
             found = by_name.get(variant.name)
-            value = slowness / usual if slowness and usual else None
+            slowness = _slowness(found, variant, metric)
+            value = _median([slowness[number] / usual[number] for number in slowness if number in usual])
             note = "its reason is below" if found is not None and found.problem else ""
             figure = f"{metric}, {variant.name}, time over the predicted"
             yield Goal(figure, 1.15, " ×", value, at_most=True, note=note)
 
 
-def _slowness(result: Result | None, variant: Variant, metric: str) -> float | None:
-    """Measured time over what bytes and FLOP alone would take."""
-    if result is None or not result.visits:
-        return None
-    visit = result.visits[-1]
-    bounds, measured = Bounds.from_values(visit.values), visit.values.get(f"{metric}_s")
-    if bounds is None or measured is None:
-        return None
+def _slowness(result: Result | None, variant: Variant, metric: str) -> dict[int, float]:
+    """By round, measured time over what bytes and FLOP alone would take."""
     arithmetic = Arithmetic.of(variant.config)
     work = (
         arithmetic.prefill(variant.prompt)
         if metric == "prefill"
         else arithmetic.decode(variant.prompt + OUTPUT // 2)
     )
-    return measured / work.seconds(bounds)
+    found = {}
+    for visit in result.visits if result is not None else []:
+        bounds, measured = Bounds.from_values(visit.values), visit.values.get(f"{metric}_s")
+        if bounds is not None and measured is not None:
+            found[visit.round] = measured / work.seconds(bounds)
+    return found
 
 
 def _threads(results: Sequence[Result]) -> Iterator[Goal]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from benchmarks.engines import Engine
@@ -80,11 +81,11 @@ def threads(visitor: Visitor) -> None:
     """One thread and all of them."""
     setting = visitor.setting
     cpus = setting.options.cpus
-    for weight_format in (name for name in _TIMED_FORMATS if name in setting.options.formats):
-        for used in (cpus[:1], cpus):
-            engine = EngineAlone(setting, weight_format, cpus=used)
-            engine.prepare()
-            visitor.visit("threads", engine, _prefill_of(visitor))
+    chosen = [name for name in _TIMED_FORMATS if name in setting.options.formats]
+    for number, weight_format, used in product(range(_ROUNDS), chosen, (cpus[:1], cpus)):
+        engine = EngineAlone(setting, weight_format, cpus=used)
+        engine.prepare()
+        visitor.visit("threads", engine, _prefill_of(visitor), number)
 
 
 def _prefill_of(visitor: Visitor) -> Callable[[Engine], Values]:
@@ -100,7 +101,7 @@ def _prefill_of(visitor: Visitor) -> Callable[[Engine], Values]:
 def other_shapes(visitor: Visitor) -> None:
     """The base model and its variants, in float32."""
     setting = visitor.setting
-    for variant in variants(setting):
+    for number, variant in product(range(_ROUNDS), variants(setting)):
         name = f"{setting.shape.name}-{variant.name.replace(' ', '-').replace(':', '-')}"
         if variant.config == setting.shape.to_config():
             name = setting.shape.name
@@ -114,7 +115,7 @@ def other_shapes(visitor: Visitor) -> None:
             lacking = Subject(EngineAlone.engine, "float32", 32.0, 0.0, variant=variant.name)
             visitor.lack("variants", lacking, str(problem))
             continue
-        visitor.visit("variants", engine, _request_of(visitor, variant))
+        visitor.visit("variants", engine, _request_of(visitor, variant), number)
 
 
 def _request_of(visitor: Visitor, variant: Variant) -> Callable[[Engine], Values]:
