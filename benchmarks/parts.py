@@ -22,7 +22,7 @@ from benchmarks.variants import Variant, variants
 from benchmarks.visits import Visitor
 from contract.faults import Fault
 
-_SEED, _ROUNDS = 3000, 2
+_SEED = 3000
 _TIMED_FORMATS = ("float32", "int8")
 """One of float and one of integer arithmetic."""
 _SHORT_PROMPT, _ONE_TOKENS = 8, 60
@@ -36,7 +36,7 @@ def daemon(visitor: Visitor) -> None:
     """Through the daemon and without it, in turns; and what an idle worker takes."""
     setting = visitor.setting
     chosen = [name for name in _TIMED_FORMATS if name in setting.options.formats]
-    for number in range(_ROUNDS):
+    for number in range(setting.options.part_rounds):
         for weight_format in chosen:
             for engine in (EngineAlone(setting, weight_format), MindPort(setting, weight_format)):
                 engine.prepare()
@@ -82,7 +82,7 @@ def threads(visitor: Visitor) -> None:
     setting = visitor.setting
     cpus = setting.options.cpus
     chosen = [name for name in _TIMED_FORMATS if name in setting.options.formats]
-    for number, weight_format, used in product(range(_ROUNDS), chosen, (cpus[:1], cpus)):
+    for number, weight_format, used in product(range(setting.options.part_rounds), chosen, (cpus[:1], cpus)):
         engine = EngineAlone(setting, weight_format, cpus=used)
         engine.prepare()
         visitor.visit("threads", engine, _prefill_of(visitor), number)
@@ -101,7 +101,7 @@ def _prefill_of(visitor: Visitor) -> Callable[[Engine], Values]:
 def other_shapes(visitor: Visitor) -> None:
     """The base model and its variants, in float32."""
     setting = visitor.setting
-    for number, variant in product(range(_ROUNDS), variants(setting)):
+    for number, variant in product(range(setting.options.part_rounds), variants(setting)):
         name = f"{setting.shape.name}-{variant.name.replace(' ', '-').replace(':', '-')}"
         if variant.config == setting.shape.to_config():
             name = setting.shape.name
