@@ -59,19 +59,14 @@ class FewRows {
   }
 
   void turns(const Region& region) const {
-    const int64_t cols = p_.weights.cols();
-    const auto columns_of = [&](const Piece& lines) {
-      return Piece{lines.panel, lines.width, lines.begin * kColumns, std::min(lines.end * kColumns, cols)};
-    };
-    const auto visit = [&](const Piece& lines, const Piece& next_lines) {
-      const Piece piece = columns_of(lines), next = columns_of(next_lines);
+    const auto visit = [&](const Piece& piece, const Piece& next) {
       const char* ahead = at(next.panel < p_.weights.panels() ? next.panel : piece.panel, next.begin);
       const int64_t step = fetch_step(piece, next, tiles_.count());
       for (int64_t t = 0; t < tiles_.count(); ++t)
         multiply(t, piece, region, ahead + t * piece.size() * column_bytes_ / kLine * step, step);
     };
     const auto width = [&](int64_t panels) { return widest(panels); };
-    take_turns(region, (cols + kColumns - 1) / kColumns, kColumns * column_bytes_, width, visit);
+    take_turns(region, {p_.weights.cols(), column_bytes_, kColumns}, width, visit);
   }
 
   void multiply(int64_t tile, const Piece& piece, const Region& region, const char* ahead, int64_t step) const {

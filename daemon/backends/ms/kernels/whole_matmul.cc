@@ -145,19 +145,14 @@ class WholeProduct {
   }
 
   void turns(const Region& region) const {
-    const auto blocks_of = [&](const Piece& groups) {
-      const int64_t end = std::min(groups.end * group_blocks_, blocks_);
-      return Piece{groups.panel, groups.width, groups.begin * group_blocks_, end};
-    };
-    const auto visit = [&](const Piece& groups, const Piece& next_groups) {
-      const Piece piece = blocks_of(groups), next = blocks_of(next_groups);
+    const auto visit = [&](const Piece& piece, const Piece& next) {
       const uint8_t* ahead = block_at(next.panel < weights_.panels() ? next.panel : piece.panel, next.begin);
       const int64_t step = fetch_step(piece, next, tiles_.count());
       for (int64_t t = 0; t < tiles_.count(); ++t)
         multiply(t, piece, region, ahead + t * piece.size() * block_bytes_ / kLine * step, step);
     };
     const auto width = [&](int64_t panels) { return widest(panels); };
-    take_turns(region, groups_, group_blocks_ * block_bytes_, width, visit);
+    take_turns(region, {blocks_, block_bytes_, group_blocks_}, width, visit);
   }
 
   void many_task(int64_t tile0, int64_t tile1, const Region& region, int worker) const {
