@@ -152,10 +152,21 @@ def _panels(
     pieces, offset = [], 0
     for begin, count in np.unique(spans[:, :2], axis=0):
         chosen = np.flatnonzero((spans[:, 0] == begin) & (spans[:, 1] == count))
-        pieces.append(tiles[chosen][:, :, begin : begin + count].swapaxes(1, 2).ravel())
-        spans[chosen, 2] = offset + np.arange(len(chosen)) * count * PANEL_ROWS
+        pieces.append(_as_they_lie(tiles[chosen][..., begin : begin + count], listed[0][0].b.dtype).ravel())
+        spans[chosen, 2] = offset + np.arange(len(chosen)) * (pieces[-1].size // len(chosen))
         offset += pieces[-1].size
     return np.ascontiguousarray(spans), np.concatenate(pieces)
+
+
+def _as_they_lie(panels: npt.NDArray[np.generic], dtype: str) -> npt.NDArray[np.generic]:
+    """Of panels [panels, 16, columns]: the columns one after the other, or, in bfloat16, pairs of them."""
+    together = 2 if dtype == "bfloat16" else 1
+    count, rows, columns = panels.shape
+    lying = np.zeros((count, -(-columns // together), rows, together), panels.dtype)
+    for i in range(together):
+        taken = panels[:, :, i::together]
+        lying[:, : taken.shape[2], :, i] = taken.swapaxes(1, 2)
+    return lying
 
 
 def _read(folder: Path) -> dict[str, Pair]:

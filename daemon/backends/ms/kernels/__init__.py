@@ -99,7 +99,7 @@ class LowRank:
     spans: npt.NDArray[np.int64]
     """[panels of the matrix, 3]: first column of U, how many, and where the panel begins in ``up``."""
     up: npt.NDArray[np.generic]
-    """Panels [columns][16] of U, the columns that a panel does not use left out."""
+    """Panels of U, as those of a matrix, the columns that a panel does not use left out."""
     up_dtype: str
 
 

@@ -194,7 +194,7 @@ MP_API int64_t mp_adapter_new() {
 }
 
 // What the adapter adds to a matrix: `down` [reduced, cols] with a scale for each row; for each panel of the matrix
-// {first column, columns, offset in `up`}; and `up`, panels [columns][16]. Returns the bytes it takes.
+// {first column, columns, offset in `up`}; and `up`, panels as those of a matrix. Returns the bytes it takes.
 MP_API int64_t mp_adapter_set(int64_t handle, int64_t matrix, int64_t down, int64_t elements, int64_t format,
                               const float* scales, const int64_t* spans, const void* up) {
   return guarded([&] {
@@ -211,7 +211,7 @@ MP_API int64_t mp_adapter_set(int64_t handle, int64_t matrix, int64_t down, int6
     change.scales.assign(scales, scales + reduced);
     for (int64_t panel = 0; panel < changed->panels(); ++panel) {
       const int64_t* s = spans + 3 * panel;
-      if (s[0] < 0 || s[1] < 0 || s[0] + s[1] > reduced || s[2] < 0 || s[2] + s[1] * kLanes > elements)
+      if (s[0] < 0 || s[1] < 0 || s[0] + s[1] > reduced || s[2] < 0 || s[2] + panel_elements(s[1], change.format) > elements)
         throw std::out_of_range("a span of a low-rank change lies outside of it");
       change.spans.push_back({s[0], s[1], s[2]});
     }

@@ -49,7 +49,8 @@ class FewRows {
 
   // One tile takes all columns, but lets those of the next panels be fetched at the end.
   void columns(const Region& region) const {
-    const int64_t cols = p_.weights.cols(), before = std::max<int64_t>(0, cols - kLead / column_bytes_);
+    const int64_t cols = p_.weights.cols();
+    const int64_t before = std::max<int64_t>(0, (cols - kLead / column_bytes_) / kColumns * kColumns);
     for (int64_t panel = region.panel0, next; panel < region.panel1; panel = next) {
       const int64_t width = widest(region.panel1 - panel);
       next = panel + width;
@@ -79,7 +80,7 @@ class FewRows {
   void stream(const Region& region) const {
     for (int64_t panel = region.panel0; panel < region.panel1; ++panel)
       stream_({packed_, 0, at(panel, 0), 0, p_.weights.cols(), region.at(0, panel), region.c_row, false,
-               at(panel, 0) + kStreamLead, column_bytes_});
+               at(panel, 0) + kStreamLead, kLine});
   }
 
   const Product& p_;

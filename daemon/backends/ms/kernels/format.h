@@ -17,6 +17,8 @@ constexpr int64_t kBlock = 32;  // columns of whole numbers taken at a time; gro
 constexpr bool is_float(Format format) { return static_cast<int>(format) < kFloatFormats; }
 // Of the float formats.
 constexpr int64_t element_bytes(Format format) { return format == Format::float32 ? 4 : 2; }
+// Columns of a panel whose elements lie side by side: bfloat16 is widened by one operation from either half of a word.
+constexpr int64_t columns_together(Format format) { return format == Format::bfloat16 ? 2 : 1; }
 constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 static inline uint32_t float_bits(float value) {
@@ -65,6 +67,13 @@ static inline float element(const void* data, int64_t index, Format format) {
   if (format == Format::float32) return static_cast<const float*>(data)[index];
   const uint16_t half = static_cast<const uint16_t*>(data)[index];
   return format == Format::bfloat16 ? from_bfloat16(half) : from_float16(half);
+}
+
+// Of a panel of a float format.
+constexpr int64_t panel_elements(int64_t cols, Format format) { return round_up(cols, columns_together(format)) * kLanes; }
+constexpr int64_t panel_index(int64_t column, int64_t lane, Format format) {
+  const int64_t together = columns_together(format);
+  return column / together * together * kLanes + lane * together + column % together;
 }
 
 }  // namespace mindport

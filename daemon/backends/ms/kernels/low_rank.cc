@@ -55,7 +55,7 @@ std::vector<Correction::Task> Correction::cut(int64_t rows) const {
 void Correction::reduce(const Task& task, const float* a, int64_t a_row) const {
   const LowRank& change = *task.change;
   kernels().tile[static_cast<int>(change.down_format)][task.count][task.width](
-      {a + task.row * a_row, a_row, change.panel(task.panel), change.cols * kLanes, change.cols,
+      {a + task.row * a_row, a_row, change.panel(task.panel), panel_elements(change.cols, change.down_format), change.cols,
        reduced_ + task.row * stride_ + task.panel * kLanes, stride_, false});
   const int64_t last = std::min((task.panel + task.width) * kLanes, static_cast<int64_t>(change.scales.size()));
   for (int64_t r = task.row; r < task.row + task.count; ++r)
@@ -83,7 +83,7 @@ void Correction::add(const Region& region) const {
       int64_t alike = 1;
       while (alike < 4 && panel + alike < region.panel1) {
         const LowRank::Span& next = change.spans[static_cast<size_t>(panel + alike)];
-        if (next.first != span.first || next.count != span.count || next.offset != span.offset + alike * span.count * kLanes) break;
+        if (next.first != span.first || next.count != span.count || next.offset != span.offset + alike * panel_elements(span.count, change.format)) break;
         ++alike;
       }
       int64_t width = alike;
@@ -94,7 +94,7 @@ void Correction::add(const Region& region) const {
       for (int64_t row = first; row < last && span.count > 0; row += most) {
         const int64_t count = std::min(most, last - row);
         kernels().tile[format][count][width]({reduced_ + row * stride_ + span.first, stride_,
-                                              change.up + span.offset * element, span.count * kLanes, span.count,
+                                              change.up + span.offset * element, panel_elements(span.count, change.format), span.count,
                                               region.at(row, panel), region.c_row, true});
       }
       panel += width;

@@ -13,10 +13,10 @@ namespace mindport {
 struct LowRank {
   struct Span {
     int64_t first, count;  // columns of U: rows of D
-    int64_t offset;        // of the panel [count][16] in `up`, in elements
+    int64_t offset;        // of the panel in `up`, in elements
   };
 
-  const uint8_t* down;        // D in panels [cols][16], of a float format
+  const uint8_t* down;        // D in panels of a float format
   int64_t panels, cols;       // of D
   Format down_format;
   std::vector<float> scales;  // one for each row of D
@@ -24,7 +24,7 @@ struct LowRank {
   const uint8_t* up;
   Format format;              // of `up`
 
-  int64_t panel_bytes() const { return cols * kLanes * element_bytes(down_format); }
+  int64_t panel_bytes() const { return panel_elements(cols, down_format) * element_bytes(down_format); }
   const uint8_t* panel(int64_t index) const { return down + index * panel_bytes(); }
 };
 

@@ -61,7 +61,8 @@ class Blocked {
 
   void task(int64_t tile0, int64_t tile1, int64_t panel0, int64_t panel1, int worker) {
     const int64_t cols = p_.weights.cols();
-    const int64_t passes = (cols + kDepth - 1) / kDepth, depth = (cols + passes - 1) / passes;
+    const int64_t passes = (cols + kDepth - 1) / kDepth;
+    const int64_t depth = round_up((cols + passes - 1) / passes, columns_together(p_.weights.format()));
     const auto at = [&](int64_t panel, int64_t k) {
       const int64_t width = panel1 - panel >= p_.table.packed_width ? p_.table.packed_width : 1;
       return Block{panel, width, k, std::min(depth, cols - k)};

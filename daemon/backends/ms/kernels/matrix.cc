@@ -8,7 +8,7 @@
 namespace mindport {
 namespace {
 
-template <class From, class To, class Convert>
+template <int64_t Together, class From, class To, class Convert>
 int64_t pack_block(const From* source, int64_t rows, int64_t cols, int64_t lane, To* panel, Convert convert) {
   int64_t faults = 0;
   constexpr int64_t kColumns = 64;  // at a time keep the block of the panel in the first-level cache
@@ -16,8 +16,9 @@ int64_t pack_block(const From* source, int64_t rows, int64_t cols, int64_t lane,
     const int64_t k1 = std::min(cols, k0 + kColumns);
     for (int64_t r = 0; r < rows; ++r) {
       const From* row = source + r * cols;
-      To* out = panel + lane + r;
-      for (int64_t k = k0; k < k1; ++k) out[k * kLanes] = convert(row[k], faults);
+      To* out = panel + (lane + r) * Together;
+      for (int64_t k = k0; k < k1; ++k)
+        out[k / Together * Together * kLanes + k % Together] = convert(row[k], faults);
     }
   }
   return faults;
@@ -59,11 +60,15 @@ struct Through {  // by way of float32
 
 template <class From, class To>
 int64_t pack_any(const void* source, int64_t rows, int64_t cols, int64_t lane, void* panel, Format from, Format to) {
-  const From* typed = static_cast<const From*>(source);
+  const auto pack = [&](auto convert) {
+    const From* typed = static_cast<const From*>(source);
+    if (columns_together(to) == 2) return pack_block<2>(typed, rows, cols, lane, static_cast<To*>(panel), convert);
+    return pack_block<1>(typed, rows, cols, lane, static_cast<To*>(panel), convert);
+  };
   if constexpr (sizeof(From) == sizeof(To)) {
-    if (from == to) return pack_block(typed, rows, cols, lane, static_cast<To*>(panel), Plain{exponent_mask(from)});
+    if (from == to) return pack(Plain{exponent_mask(from)});
   }
-  return pack_block(typed, rows, cols, lane, static_cast<To*>(panel), Through<To>{from, to});
+  return pack(Through<To>{from, to});
 }
 
 float rounded(float value, Format format) {
@@ -218,7 +223,7 @@ void Matrix::copy_row(int64_t row, float* out) const {
   const auto* from = static_cast<const uint8_t*>(panel(row / kLanes * parts_));
   const int64_t lane = row % kLanes;
   if (is_float(format_)) {
-    for (int64_t k = 0; k < cols_; ++k) out[k] = element(from, k * kLanes + lane, format_);
+    for (int64_t k = 0; k < cols_; ++k) out[k] = element(from, panel_index(k, lane, format_), format_);
     return;
   }
   const bool narrow = format_ == Format::int4;

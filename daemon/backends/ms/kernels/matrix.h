@@ -1,6 +1,6 @@
 // A weight matrix [rows, cols] packed for the kernels in panels of 16 rows.
 //
-// Float formats: a panel is [cols][16]. Whole numbers: columns are padded to `depth`, a multiple of 32, and a panel is
+// Float formats: a panel is [cols][16]; in bfloat16 [cols / 2][16][2], columns padded to be even. Whole numbers: columns are padded to `depth`, a multiple of 32, and a panel is
 // [depth / 4][16][4] unsigned bytes (int8, 128 added) or [depth / 8][16][4] bytes whose low nibbles are four columns and
 // whose high nibbles are the next four (int4, 8 added), followed by the scales [groups][16].
 #pragma once
@@ -14,7 +14,7 @@ namespace mindport {
 
 // Of the layout above and of how values are rounded into it: packed matrices outlive the process in files. Whoever
 // changes either must raise it.
-constexpr int64_t kPackingVersion = 1;
+constexpr int64_t kPackingVersion = 2;
 
 // Consecutive columns of a row that share a scale.
 struct Grouping {
@@ -42,7 +42,7 @@ class Matrix {
 
   const void* panel(int64_t index) const { return memory_.bytes() + index * panel_bytes_; }
   int64_t panel_bytes() const { return panel_bytes_; }
-  int64_t panel_elements() const { return cols_ * kLanes; }  // of float formats
+  int64_t panel_elements() const { return mindport::panel_elements(cols_, format_); }  // of float formats
 
   // Of whole numbers.
   const Grouping& grouping() const { return grouping_; }

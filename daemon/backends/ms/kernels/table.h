@@ -11,7 +11,8 @@ constexpr int kTileRows = 14;    // rows of the largest tile of any instruction 
 constexpr int kTilePanels = 4;   // panels of the widest
 constexpr int kStreamRows = 24;  // rows of the largest tile of one panel
 
-// C[m, 16 p + lane] (+)= sum over k of A[m, k] * B[p][k][lane], by fused multiply-add in increasing order of k.
+// C[m, 16 p + lane] (+)= sum over k of A[m, k] * B[p][k][lane], by fused multiply-add in increasing order of k. Columns of
+// B lie together as in a Matrix.
 struct Tile {
   const float* a;
   int64_t a_row;    // elements between rows of A; a packed A is [k][rows]
@@ -21,7 +22,7 @@ struct Tile {
   float* c;
   int64_t c_row;    // elements between rows of C
   bool resume;      // continue from C rather than from zero
-  const void* ahead = nullptr;  // memory to fetch meanwhile, or null: for each k a line (packed A), or one for each panel
+  const void* ahead = nullptr;  // memory to fetch meanwhile, or null: a line for each that a panel has, or that all have
   int64_t ahead_step = 0;       // bytes between those lines
 };
 using TileFunction = void (*)(const Tile&);
@@ -33,7 +34,7 @@ struct KernelTable {
   TileFunction tile[kFloatFormats][kTileRows + 1][kTilePanels + 1];  // by rows and panels; null where registers run out
   TileFunction packed_tile[kTileRows + 1][2];               // float32 panels, packed A; one panel or packed_width
   TileFunction stream_tile[kFloatFormats][kStreamRows + 1];  // packed A, one panel of 16 bits an element; by rows, or null
-  void (*unpack[kFloatFormats])(const void* source, int64_t groups, float* out);  // 16 elements a group, to float32
+  void (*unpack[kFloatFormats])(const void* source, int64_t columns, float* out);  // of a panel, to [columns][16]
   void (*pack_rows)(const float* a, int64_t a_row, int rows, int64_t k, float* out);  // to [k][rows]
   AttentionTable attention;
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);

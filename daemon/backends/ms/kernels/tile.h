@@ -25,15 +25,27 @@ struct Elements<Format::float16> {
   static inline W load(const uint16_t* p) { return w_load_float16(p); }
 };
 
-// One column of M rows of A and P panels.
+template <Format F>
+constexpr int kColumnsOfLine = static_cast<int>(kLine / kLanes / element_bytes(F));
+
+// Register n of a column of the line of a panel.
+template <Format F, class E>
+inline W load_column(const E* line, int column, int n) {
+  if constexpr (F == Format::bfloat16)
+    return column == 0 ? w_load_first_bfloat16(line + n * 2 * L) : w_load_second_bfloat16(line + n * 2 * L);
+  else
+    return Elements<F>::load(line + column * kLanes + n * L);
+}
+
+// One column of M rows of A and P panels, whose lines that hold it begin at `b`.
 template <Format F, int M, int P, class E>
-__attribute__((always_inline)) inline void add_column(Totals<M, P>& totals, const E* b, int64_t b_panel, const float* a,
-                                                      int64_t a_row) {
+__attribute__((always_inline)) inline void add_column(Totals<M, P>& totals, const E* b, int column, int64_t b_panel,
+                                                      const float* a, int64_t a_row) {
   W bv[P][kRegisters];
 #pragma GCC unroll 32
   for (int p = 0; p < P; ++p)
 #pragma GCC unroll 32
-    for (int n = 0; n < kRegisters; ++n) bv[p][n] = Elements<F>::load(b + p * b_panel + n * L);
+    for (int n = 0; n < kRegisters; ++n) bv[p][n] = load_column<F>(b + p * b_panel, column, n);
 #pragma GCC unroll 32
   for (int m = 0; m < M; ++m) {
     const W av = w_set1(a[m * a_row]);
@@ -53,12 +65,16 @@ void packed_tile(const Tile& t) {
   const E* b = static_cast<const E*>(t.b);
   const float* a = t.a;
   const int64_t b_panel = t.b_panel;
+  constexpr int kColumns = kColumnsOfLine<F>;
   Fetch ahead(t, t.a);
+  int64_t k = t.k;
 #pragma GCC unroll 1
-  for (int64_t k = t.k; k > 0; --k, b += kLanes, a += M) {
+  for (; k >= kColumns; k -= kColumns, b += kColumns * kLanes) {
     ahead.next();
-    add_column<F, M, P>(totals, b, b_panel, a, 1);
+#pragma GCC unroll 32
+    for (int i = 0; i < kColumns; ++i, a += M) add_column<F, M, P>(totals, b, i, b_panel, a, 1);
   }
+  if (k > 0) add_column<F, M, P>(totals, b, 0, b_panel, a, 1);
   store_totals(t, totals);
 }
 
@@ -67,7 +83,7 @@ void packed_tile(const Tile& t) {
 template <Format F, int M, int P>
 void few_tile(const Tile& t) {
   using E = typename Elements<F>::Type;
-  constexpr int64_t kSize = sizeof(E), kColumns = 4 / kSize;  // of a line
+  constexpr int kColumns = kColumnsOfLine<F>;
   Totals<M, P> totals;
   load_totals(t, totals);
 
@@ -80,23 +96,27 @@ void few_tile(const Tile& t) {
 #pragma GCC unroll 1
   for (; k >= kColumns; k -= kColumns) {
 #pragma GCC unroll 32
-    for (int p = 0; p < P; ++p) __builtin_prefetch(ahead + p * b_panel * kSize);
+    for (int p = 0; p < P; ++p) __builtin_prefetch(ahead + p * b_panel * static_cast<int64_t>(sizeof(E)));
     ahead += step;
 #pragma GCC unroll 32
-    for (int i = 0; i < kColumns; ++i) add_column<F, M, P>(totals, b + i * kLanes, b_panel, a + i, a_row);
+    for (int i = 0; i < kColumns; ++i) add_column<F, M, P>(totals, b, i, b_panel, a + i, a_row);
     b += kColumns * kLanes;
     a += kColumns;
   }
-#pragma GCC unroll 1
-  for (; k > 0; --k, b += kLanes, ++a) add_column<F, M, P>(totals, b, b_panel, a, a_row);
+  if (k > 0) add_column<F, M, P>(totals, b, 0, b_panel, a, a_row);
 
   store_totals(t, totals);
 }
 
 template <Format F>
-void unpack(const void* source, int64_t groups, float* out) {
-  const auto* p = static_cast<const typename Elements<F>::Type*>(source);
-  for (int64_t i = 0; i < groups * 16; i += L) w_store(out + i, Elements<F>::load(p + i));
+void unpack(const void* source, int64_t columns, float* out) {
+  constexpr int kColumns = kColumnsOfLine<F>;
+  const auto* line = static_cast<const typename Elements<F>::Type*>(source);
+  for (; columns > 0; columns -= kColumns, line += kColumns * kLanes)
+#pragma GCC unroll 32
+    for (int i = 0; i < kColumns; ++i, out += kLanes)
+#pragma GCC unroll 32
+      for (int n = 0; n < kRegisters && i < columns; ++n) w_store(out + n * L, load_column<F>(line, i, n));
 }
 
 // Four columns of four rows.
@@ -156,7 +176,7 @@ constexpr void fill_tiles(KernelTable& table) {
   fill_rows<Format::float32, 1>(table);
   fill_rows<Format::bfloat16, 1>(table);
   fill_rows<Format::float16, 1>(table);
-  fill_streams<Format::bfloat16, kFewRows + 1>(table);
+  fill_streams<Format::bfloat16, kFewRows>(table);
   fill_streams<Format::float16, kFewRows + 1>(table);
   table.unpack[0] = unpack<Format::float32>;
   table.unpack[1] = unpack<Format::bfloat16>;

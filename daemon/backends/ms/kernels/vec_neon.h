@@ -33,6 +33,12 @@ inline W w_minus_bits(int32_t bits, W a) {  // as integers
   return vreinterpretq_f32_s32(vsubq_s32(vdupq_n_s32(bits), vreinterpretq_s32_f32(a)));
 }
 inline W w_load_bfloat16(const uint16_t* p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
+inline W w_load_first_bfloat16(const uint16_t* p) {
+  return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_u16(vld1q_u16(p)), 16));
+}
+inline W w_load_second_bfloat16(const uint16_t* p) {
+  return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_u16(vld1q_u16(p)), vdupq_n_u32(0xffff0000u)));
+}
 inline W w_load_float16(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
 inline W w_load_int8(const int8_t* p) {
   int32_t four;

@@ -51,6 +51,10 @@ inline W w_minus_bits(int32_t bits, W a) {  // as integers
 inline W w_load_bfloat16(const uint16_t* p) {
   return W{from_bfloat16(p[0]), from_bfloat16(p[1]), from_bfloat16(p[2]), from_bfloat16(p[3])};
 }
+inline W w_load_first_bfloat16(const uint16_t* p) {
+  return W{from_bfloat16(p[0]), from_bfloat16(p[2]), from_bfloat16(p[4]), from_bfloat16(p[6])};
+}
+inline W w_load_second_bfloat16(const uint16_t* p) { return w_load_first_bfloat16(p + 1); }
 inline W w_load_float16(const uint16_t* p) {
   return W{from_float16(p[0]), from_float16(p[1]), from_float16(p[2]), from_float16(p[3])};
 }

@@ -54,9 +54,13 @@ def random_adapter(case: Case, seed: int, rank: int = 3) -> dict[str, FloatArray
     return tensors
 
 
-def write_adapter(folder: Path, tensors: Mapping[str, Any], **config: Any) -> Path:
+def write_adapter(folder: Path, tensors: Mapping[str, Any], dtype: str | None = None, **config: Any) -> Path:
     folder.mkdir()
-    save_file(dict(tensors), folder / "adapter_model.safetensors")
+    path = folder / "adapter_model.safetensors"
+    if dtype is None:
+        save_file(dict(tensors), path)
+    else:
+        write_safetensors(path, dict(tensors), dtype)
     text = json.dumps({"peft_type": "LORA", "r": 3, "lora_alpha": 6, **config})
     (folder / "adapter_config.json").write_text(text)
     return folder
@@ -150,25 +154,26 @@ def test_adapters_mix_in_one_step_and_change_nobody_else(llama: ModelRunner, tmp
         llama.execute([segment(llama, prompts[0], 0, adapters[1])])
 
 
-@pytest.mark.parametrize("bits", [16, 32])
-def test_formats_patterns_and_single_modules(llama: ModelRunner, tmp_path: Path, bits: int) -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_formats_patterns_and_single_modules(llama: ModelRunner, tmp_path: Path, dtype: str) -> None:
     """Two of the modules that one packed matrix holds, of different ranks and scales."""
     case, random = CASES["llama3"], np.random.default_rng(5)
-    kind, prefix = np.dtype(f"float{bits}"), "model.layers.1"
+    prefix = "model.layers.1"
     sizes = {f"{prefix}.self_attn.k_proj": (32, 64, 2, 3.0), f"{prefix}.mlp.up_proj": (96, 64, 5, 0.8)}
     tensors: dict[str, Any] = {}
     weights = random_weights(case.config)
     for module, (out, into, rank, scale) in sizes.items():
-        a, b = (random.standard_normal(shape).astype(kind) for shape in ((rank, into), (out, rank)))
+        shapes = ((rank, into), (out, rank))  # numbers that every format has
+        a, b = (random.integers(-8, 9, shape).astype(np.float32) / 8 for shape in shapes)
         tensors |= {
             f"base_model.model.{module}.lora_{part}.weight": half
             for part, half in zip("AB", (a, b), strict=True)
         }
-        change = b.astype(np.float32) @ a.astype(np.float32)
-        weights[f"{module}.weight"] = weights[f"{module}.weight"] + np.float32(scale) * change
+        weights[f"{module}.weight"] = weights[f"{module}.weight"] + np.float32(scale) * (b @ a)
     folder = write_adapter(
         tmp_path / "a",
         tensors,
+        dtype,
         lora_alpha=4,
         rank_pattern={"k_proj": 2, "up_proj": 5},
         alpha_pattern={"k_proj": 6},
