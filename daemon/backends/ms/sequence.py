@@ -53,8 +53,6 @@ class Sequence:
         """When it arrived or last lacked a place: it may not delay answers that had begun by then."""
         self.token_ids = list(self.request.prompt_ids)
         self.prompt_len = len(self.token_ids)
-        seed = self.sampling.seed
-        self.random = np.random.Generator(np.random.PCG64(None if seed is None else seed % (1 << 64)))
         self._hashes = [struct.pack("<ddq", *self.rope, self.adapter)]
 
     @property
@@ -103,6 +101,12 @@ class Sequence:
         """Log-probabilities of prompt tokens are asked for and not yet complete."""
         wanted = self.sampling.prompt_logprobs is not None
         return wanted and len(self.prompt_choices) < self.prompt_len - 1
+
+    @cached_property
+    def random(self) -> np.random.Generator:
+        """Made when first drawn from: greedy answers need none."""
+        seed = self.sampling.seed
+        return np.random.Generator(np.random.PCG64(None if seed is None else seed % (1 << 64)))
 
     @cached_property
     def prompt_vocabulary(self) -> NDArray[np.int64]:
