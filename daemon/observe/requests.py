@@ -145,8 +145,9 @@ class RequestRecord:
         else:
             self._counts.outcomes[key] += 1
             self._count(self._counts, outcome, times)
-        if self._log_line is not None:
-            self._log_line(self._line(outcome, fault, times))
+        if (log_line := self._log_line) is not None:
+            # Whoever waits for the end is told first: a line takes longer to write than a token to send.
+            asyncio.get_running_loop().call_soon(lambda: log_line(self._line(outcome, fault, times)))
 
     def _count(self, counts: VersionCounts, outcome: str, times: Times) -> None:
         if outcome == "refused":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -40,6 +41,7 @@ async def test_a_line_for_each_request(tmp_path: Path, stream: io.StringIO, with
     abandoned = service.generate(request_of("x", model="echo"))
     await anext(abandoned)
     await abandoned.aclose()
+    await asyncio.sleep(0)  # lines are written after those who wait for the end have been told
     success, failed, cancelled = lines(stream)
     assert success["outcome"] == "success"
     assert success["completion_tokens"] == success["prompt_tokens"] + 1
