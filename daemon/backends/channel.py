@@ -9,7 +9,8 @@ import asyncio
 import socket
 import struct
 from collections import deque
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
@@ -138,52 +139,119 @@ class ChannelError(Exception):
     """A frame that is too large or cannot be read."""
 
 
-class Channel(Generic[InboundT]):
+class Channel(asyncio.Protocol, Generic[InboundT]):
     """One end of the connection. Reading and writing are independent."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, inbound: Any) -> None:
-        self._reader = reader
-        self._writer = writer
+    _transport: asyncio.Transport
+
+    def __init__(self, inbound: Any) -> None:
+        """For ``open``."""
         self._decoder: msgspec.msgpack.Decoder[InboundT] = msgspec.msgpack.Decoder(inbound)
         self._encoder = msgspec.msgpack.Encoder(enc_hook=str)
+        self._received = bytearray()
+        self._take: Callable[[InboundT], None] | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+        loop = asyncio.get_running_loop()
+        self._received_all: asyncio.Future[None] = loop.create_future()
+        self._closed: asyncio.Future[None] = loop.create_future()
 
     @classmethod
     async def open(cls, sock: socket.socket, inbound: Any) -> Channel[InboundT]:
-        reader, writer = await asyncio.open_unix_connection(sock=sock)
-        return cls(reader, writer, inbound)
+        loop = asyncio.get_running_loop()
+        _, channel = await loop.create_unix_connection(lambda: cls(inbound), sock=sock)
+        return channel
 
-    async def receive(self) -> InboundT | None:
-        """The next frame, or ``None`` when the other end is gone. Raises ``ChannelError``."""
-        try:
-            (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
-            if length > MAX_FRAME_BYTES:
-                raise ChannelError(f"a frame claims {length} bytes; the limit is {MAX_FRAME_BYTES}")
-            return self._decoder.decode(await self._reader.readexactly(length))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise ChannelError(f"a frame cannot be read: {error}") from error
+    async def receive(self, take: Callable[[InboundT], None]) -> None:
+        """Hand every frame over as soon as it is here, until the other end is gone or ``stop_receiving``.
+
+        Raises ``ChannelError``, and what ``take`` raises.
+        """
+        self._take = take
+        self._hand_over(take)
+        await self._received_all
+
+    def stop_receiving(self) -> None:
+        """``take`` gets nothing more."""
+        self._end(None)
 
     def send(self, frame: Frame) -> None:
         """Queue a frame for writing. Raises ``ChannelError``; a connection already lost is not an error."""
         body = self._encoder.encode(frame)
         if len(body) > MAX_FRAME_BYTES:
             raise ChannelError(f"a frame of {len(body)} bytes exceeds the limit of {MAX_FRAME_BYTES}")
-        if not self._writer.is_closing():
-            self._writer.writelines((_LENGTH.pack(len(body)), body))
+        if not self._transport.is_closing():
+            self._transport.writelines((_LENGTH.pack(len(body)), body))
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether the other end has taken most of what was sent."""
+        return self._writable.is_set()
 
     async def drain(self) -> None:
-        """Wait until the other end has taken most of what was sent. Raises ``ConnectionError``."""
-        await self._writer.drain()
+        """Wait until ``is_writable``. Raises ``ConnectionError``."""
+        await self._writable.wait()
+        if self._closed.done():
+            raise ConnectionResetError("the other end is gone")
 
     def close(self) -> None:
-        self._writer.close()
+        self._transport.close()
 
     async def wait_closed(self) -> None:
+        await asyncio.shield(self._closed)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        if self._take is not None:
+            self._hand_over(self._take)
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end(None)
+        self._writable.set()
+        self._closed.set_result(None)
+
+    def _hand_over(self, take: Callable[[InboundT], None]) -> None:
         try:
-            await self._writer.wait_closed()
-        except ConnectionError:
+            while not self._received_all.done() and (frame := self._next()) is not None:
+                take(frame)
+        except Exception as error:
+            self._end(error)
+
+    def _next(self) -> InboundT | None:
+        """The first of the frames received, ``None`` while it is incomplete. Raises ``ChannelError``."""
+        if len(self._received) < _LENGTH.size:
+            return None
+        (length,) = _LENGTH.unpack_from(self._received)
+        if length > MAX_FRAME_BYTES:
+            raise ChannelError(f"a frame claims {length} bytes; the limit is {MAX_FRAME_BYTES}")
+        end = _LENGTH.size + length
+        if len(self._received) < end:
+            return None
+        try:
+            with memoryview(self._received)[_LENGTH.size : end] as body:
+                frame = self._decoder.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ChannelError(f"a frame cannot be read: {error}") from error
+        del self._received[:end]
+        return frame
+
+    def _end(self, error: Exception | None) -> None:
+        """Nothing more is received. The first reason counts."""
+        if self._received_all.done():
             return
+        if error is None:
+            self._received_all.set_result(None)
+        else:
+            self._received_all.set_exception(error)
 
 
 class TensorInbox:

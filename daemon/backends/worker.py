@@ -164,8 +164,7 @@ class _Worker:
         if channel is None or process is None:
             return
         try:
-            while (frame := await channel.receive()) is not None:
-                self._dispatch(frame, progress)
+            await channel.receive(lambda frame: self._dispatch(frame, progress))
         except ChannelError as error:
             self._complaint = f"{error}; "
             process.kill()

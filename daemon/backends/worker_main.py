@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
 from typing import Any, cast
 
 import msgspec
@@ -75,8 +75,10 @@ _log = logging.getLogger("worker")
 class Outbox:
     """Frames on their way to the daemon. What many requests get in one engine step leaves in one write."""
 
-    def __init__(self, channel: Channel[ToWorker]) -> None:
+    def __init__(self, channel: Channel[ToWorker], calls: Collection[int]) -> None:
+        """``calls``: those in flight, of which each may get tokens."""
         self._channel = channel
+        self._calls = calls
         self._tokens: dict[int, list[TokenEvent]] = {}
         self._progress: LoadProgress | None = None
         self._frames: list[Frame] = []
@@ -88,7 +90,10 @@ class Outbox:
 
     def put_tokens(self, call: int, event: TokenEvent) -> None:
         self._tokens.setdefault(call, []).append(event)
-        self._filled.set()
+        if len(self._tokens) >= len(self._calls) and self._channel.is_writable:
+            self.flush()  # there is nobody to wait for
+        else:
+            self._filled.set()
 
     def put_progress(self, fraction: float, text: str) -> None:
         """Only the latest matters."""
@@ -100,8 +105,8 @@ class Outbox:
         with contextlib.suppress(ConnectionError):
             while True:
                 await self._filled.wait()
-                self.flush()
                 await self._channel.drain()
+                self.flush()
 
     def flush(self) -> None:
         self._filled.clear()
@@ -148,21 +153,19 @@ class Worker:
 
     def __init__(self, channel: Channel[ToWorker]) -> None:
         self._channel = channel
-        self._outbox = Outbox(channel)
         self._backend: TokenBackend | TensorBackend | None = None
+        self._pusher: TokenPusher | None = None
+        """The backend, if it is one."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._calls: dict[int, Callable[[], object]] = {}
         """How to cancel each."""
+        self._outbox = Outbox(channel, self._calls)
         self._credits: dict[int, asyncio.Semaphore] = {}
 
     async def run(self) -> None:
         """Until the daemon says so or is gone."""
         self._spawn(self._outbox.run())
-        while True:
-            frame = await self._channel.receive()
-            if frame is None or isinstance(frame, Unload):
-                break
-            self._handle(frame)
+        await self._channel.receive(self._handle)
         for cancel in list(self._calls.values()):
             cancel()
         if self._backend is not None:
@@ -188,7 +191,7 @@ class Worker:
             case LoadAdapter() | UnloadAdapter():
                 self._spawn(self._adapter(frame))
             case Unload():
-                pass
+                self._channel.stop_receiving()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -216,6 +219,7 @@ class Worker:
             self._outbox.put(LoadFailed(fault_of(error, "loading failed").to_dict()))
             return
         self._backend = backend
+        self._pusher = backend if isinstance(backend, TokenPusher) else None
         self._outbox.put(Loaded(info=info) if isinstance(info, ModelInfo) else Loaded(config=info))
 
     def _cancel(self, call: int) -> None:
@@ -234,9 +238,9 @@ class Worker:
             relay.fail(fault_of(error, "answering failed"))
 
     def _begin(self, request: TokenRequest, sink: TokenSink) -> Callable[[], object]:
+        if self._pusher is not None:
+            return self._pusher.start(request, sink)
         backend: object = self._backend
-        if isinstance(backend, TokenPusher):
-            return backend.start(request, sink)
         if (generate := getattr(backend, "generate", None)) is None:
             raise Fault(FaultKind.UNSUPPORTED, "this model does not generate tokens", _TENSORS)
         return self._spawn(pump(generate(request), sink)).cancel
