@@ -1,7 +1,7 @@
 """Answers that are computed while the connection is watched.
 
 An answer's work runs in one task from its first step to its last. When the client goes away, streaming or
-not, the task is cancelled and awaited, which closes the generators it drives and so cancels in the engine.
+not, the work is cancelled, which closes the generators it drives and so cancels in the engine.
 """
 
 from __future__ import annotations
@@ -32,17 +32,24 @@ class WatchedAnswer(Response, ABC):
         """Compute and send the answer."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        work = asyncio.create_task(self.work(scope, receive, send))
+        # In the request's own task: a task for the work would put off its first step.
+        task, over, departed = asyncio.current_task(), False, False
+
+        def cancel(_: asyncio.Task[None]) -> None:
+            nonlocal departed
+            if task is not None and not over:
+                departed = task.cancel()
+
         departure = asyncio.create_task(_departure(receive))
+        departure.add_done_callback(cancel)
         try:
-            await asyncio.wait((work, departure), return_when=asyncio.FIRST_COMPLETED)
+            await self.work(scope, receive, send)
+        except asyncio.CancelledError:
+            if task is None or not departed or task.uncancel():
+                raise
         finally:
+            over = True
             departure.cancel()
-            if not work.done():
-                work.cancel()
-            await asyncio.wait((work, departure))
-        if not work.cancelled():
-            work.result()
 
 
 class Computed(WatchedAnswer):
