@@ -39,8 +39,7 @@ def parse(model: type[F], data: Mapping[str, Any], where: str = "", *, strict: b
     Raises ``Fault``: UNSUPPORTED for a field that cannot be honoured, INVALID_REQUEST for all else.
     """
     known = without_unsupported(model, data, where)
-    unknown = [name for name in known if name not in model.model_fields]
-    if len(unknown) > _MOST_UNKNOWN:
+    if len(known) > _MOST_UNKNOWN and len(unknown := _unknown(model, known)) > _MOST_UNKNOWN:
         message = f"{where}{_short(unknown[0])} and {len(unknown) - 1} more fields are unknown"
         param = {"param": where + _short(unknown[0])}
         raise Fault(FaultKind.INVALID_REQUEST, message, "leave them out", param)
@@ -50,11 +49,16 @@ def parse(model: type[F], data: Mapping[str, Any], where: str = "", *, strict: b
         raise _fault(model, error, where) from None
 
 
+def _unknown(model: type[Fields], data: Mapping[str, Any]) -> list[str]:
+    declared = model.model_fields
+    return [name for name in data if name not in declared]
+
+
 def without_unsupported(model: type[Fields], data: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     refused = [
         name
-        for name, neutral in model.unsupported.items()
-        if data.get(name) is not None and not _is_neutral(data[name], neutral)
+        for name, value in data.items()
+        if name in model.unsupported and value is not None and not _is_neutral(value, model.unsupported[name])
     ]
     if refused:
         names = [where + name for name in sorted(refused)]

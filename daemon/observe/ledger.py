@@ -118,7 +118,10 @@ class Ledger:
         """Requests that were refused before a model was found."""
 
     def of(self, model: str, version: str) -> VersionCounts:
-        return self.versions.setdefault(Key(model, version), VersionCounts())
+        counts = self.versions.get(key := Key(model, version))
+        if counts is None:
+            counts = self.versions[key] = VersionCounts()
+        return counts
 
     def statistics(self, model: str, version: str) -> dict[str, Any]:
         """Triton's statistics of one version, JSON-ready."""
