@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -92,24 +93,24 @@ class Reserve {
 
   // What is left of one made before is given back.
   void make(size_t bytes) {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto lock = lock_uncleared();
     rest_ = Memory(bytes);
+    is_wanted_ = false;
   }
 
-  // Returns when all that nobody took is cleared, or given back. Where the system cannot do it, nothing happens.
+  // Returns when all of it is cleared, or as soon as somebody wants a part, or it is given back. Pages are touched one
+  // by one: to have the system populate them would hold up all threads that map memory meanwhile.
   void clear() {
-    uint8_t* page = nullptr;
-    constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE, which older headers lack
-    // Whoever takes memory meanwhile clears it by writing. Pages given back meanwhile are an error, which ends this.
-    for (size_t size = left_from(page); size > 0; size = left_from(page += size))
-      if (madvise(page, size, kPopulateWrite) != 0) return;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    volatile uint8_t* bytes = rest_.bytes();
+    const size_t page = page_size();
+    for (size_t at = 0; at < rest_.size() && !is_wanted_; at += page) bytes[at] = 0;
   }
 
   // A part of it, or fresh memory when there is not enough left.
   Memory take(size_t bytes) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    const size_t room = (bytes + page - 1) / page * page;
+    const auto lock = lock_uncleared();
+    const size_t room = (bytes + page_size() - 1) / page_size() * page_size();
     if (bytes == 0 || room >= rest_.bytes_) return Memory(bytes);
     Memory part;
     part.data_ = rest_.data_;
@@ -120,15 +121,16 @@ class Reserve {
   }
 
  private:
-  // Up to a large page from here on; 0: there is no more. Moves on to what nobody has taken.
-  size_t left_from(uint8_t*& page) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    uint8_t* end = rest_.bytes() + rest_.bytes_;
-    page = std::max(page, rest_.bytes());
-    return page < end ? std::min(Memory::kHugePage, static_cast<size_t>(end - page)) : 0;
+  static size_t page_size() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
+
+  // Whoever clears stops at the next page, so that none is touched that has gone.
+  std::unique_lock<std::mutex> lock_uncleared() {
+    is_wanted_ = true;
+    return std::unique_lock<std::mutex>(mutex_);
   }
 
   std::mutex mutex_;
+  std::atomic<bool> is_wanted_{false};
   Memory rest_;
 };
 

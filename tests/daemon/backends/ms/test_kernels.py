@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from contract.memory import resident_bytes
 from daemon.backends.ms.kernels import (
     FORMATS,
     ISA_VARIABLE,
@@ -224,6 +225,21 @@ def test_reserved_memory_is_as_fresh_as_any(kernels: Kernels, size: int) -> None
             assert np.array_equal(product[:, : len(source)], source.T)
         for place in (2, 0, 3, 1):
             kernels.free_matrix(matrices[place])
+
+
+def test_reserved_memory_is_there_before_anybody_wants_it(kernels: Kernels) -> None:
+    size, before, deadline = 64 << 20, resident_bytes(), time.monotonic() + 30
+    with kernels.reserve(size):
+        while resident_bytes() < before + size * 0.9 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert resident_bytes() >= before + size * 0.9
+    assert resident_bytes() < before + size // 2
+
+
+def test_what_is_wanted_at_once_or_given_back_is_not_touched_again(kernels: Kernels) -> None:
+    for _ in range(20):
+        with kernels.reserve(32 << 20):
+            kernels.free_matrix(kernels.new_matrix(16, 100_000))
 
 
 def test_more_than_there_is_cannot_be_reserved(kernels: Kernels) -> None:
