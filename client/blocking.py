@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 from client.address import DEFAULT_HTTP, Address
 from client.aio import AsyncClient
@@ -164,7 +164,9 @@ class _LoopThread:
         thread = threading.Thread(target=self._loop.run_forever, name="mindport-client", daemon=True)
         thread.start()
         self._closers: list[Callable[[], Awaitable[None]]] = []
-        self._finalizer = weakref.finalize(self, _stop, self._loop, thread, self._closers)
+        self._outcomes: set[Future[Any]] = set()
+        """Of what callers wait for."""
+        self._finalizer = weakref.finalize(self, _stop, self._loop, thread, self._closers, self._outcomes)
 
     @property
     def open(self) -> bool:
@@ -175,13 +177,15 @@ class _LoopThread:
 
         ``work`` is called on the loop's thread: an interrupt could lose a coroutine that is made here.
         """
-        if not self.open:
-            raise RuntimeError("the client is closed")
         outcome: Future[T] = Future()
+        self._outcomes.add(outcome)
+        outcome.add_done_callback(self._outcomes.discard)
         try:
-            self._loop.call_soon_threadsafe(_begin, work, outcome)
+            if not self.open:
+                raise RuntimeError("the client is closed")
+            self._loop.call_soon_threadsafe(self._begin, work, outcome)
             return outcome.result()
-        except KeyboardInterrupt:
+        except BaseException:
             outcome.cancel()
             raise
 
@@ -191,6 +195,12 @@ class _LoopThread:
 
     def close(self) -> None:
         self._finalizer()
+
+    def _begin(self, work: Callable[[], Awaitable[T]], outcome: Future[T]) -> None:
+        if self.open:
+            _begin(work, outcome)
+        else:
+            outcome.cancel()
 
 
 def _begin(work: Callable[[], Awaitable[T]], outcome: Future[T]) -> None:
@@ -225,9 +235,12 @@ async def _awaited(work: Callable[[], Awaitable[T]]) -> T:
 
 
 def _stop(
-    loop: asyncio.AbstractEventLoop, thread: threading.Thread, closers: list[Callable[[], Awaitable[None]]]
+    loop: asyncio.AbstractEventLoop,
+    thread: threading.Thread,
+    closers: list[Callable[[], Awaitable[None]]],
+    outcomes: set[Future[Any]],
 ) -> None:
-    """Cancel every task, let their clean-up run, and end the thread."""
+    """Cancel every task, let their clean-up run, and end the thread. Nobody is left waiting."""
     if threading.current_thread() is thread:
         # The garbage collector ran here: the thread cannot wait for itself.
         loop.call_soon(loop.stop)
@@ -236,6 +249,8 @@ def _stop(
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
+    for outcome in outcomes.copy():  # handed over when the loop had no turn left
+        outcome.cancel()
 
 
 async def _wind_up(closers: list[Callable[[], Awaitable[None]]]) -> None:

@@ -109,9 +109,60 @@ def test_closing_ends_a_call_of_another_thread(thread: _LoopThread) -> None:
             thread.run(work)
         ended.set()
 
-    caller = threading.Thread(target=call)
+    caller = threading.Thread(target=call, daemon=True)
     caller.start()
     assert work.begun.wait(5)
     thread.close()
     assert ended.wait(5)
+    caller.join()
+
+
+@pytest.mark.parametrize("moment", ["while work is cancelled", "in the last turn", "after the end"])
+def test_work_handed_over_while_closing_ends(
+    thread: _LoopThread, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    work, loop = Work(), thread._loop
+    hand_over, stop = loop.call_soon_threadsafe, loop.stop
+    asked, released, handed, ended = (threading.Event() for _ in range(4))
+
+    def call() -> None:
+        with pytest.raises((CancelledError, RuntimeError)):
+            thread.run(work)
+        ended.set()
+
+    def delayed(*arguments: Any) -> None:
+        if threading.current_thread() is not caller:
+            hand_over(*arguments)
+            return
+        asked.set()
+        assert released.wait(5)
+        try:
+            hand_over(*arguments)
+        finally:
+            handed.set()
+
+    def release() -> None:
+        released.set()
+        assert handed.wait(5)
+
+    async def closer() -> None:
+        await asyncio.to_thread(release)
+
+    def last_turn() -> None:
+        stop()
+        release()
+
+    caller = threading.Thread(target=call, daemon=True)
+    monkeypatch.setattr(loop, "call_soon_threadsafe", delayed)
+    caller.start()
+    assert asked.wait(5)
+    if moment == "while work is cancelled":
+        thread.before_close(closer)
+    elif moment == "in the last turn":
+        monkeypatch.setattr(loop, "stop", last_turn)
+    thread.close()
+    if moment == "after the end":
+        release()
+    assert ended.wait(5)
+    assert not work.begun.is_set()
     caller.join()
