@@ -124,7 +124,7 @@ def _runs(tensor: Tensor, slots: Mapping[str, Slot]) -> Iterator[tuple[int, _Run
 def _panels(
     shape: MatrixShape, parts: Iterable[tuple[Pair, list[_Run]]]
 ) -> tuple[npt.NDArray[np.int64], Raw]:
-    """Per panel which columns of U it uses and where it lies; and the panels, alike ones together."""
+    """Per panel which columns of U it uses; and U by panels."""
     listed = list(parts)
     ranks = [pair.b.values.shape[1] for pair, _ in listed]
     starts = np.cumsum([0, *ranks])
@@ -140,33 +140,10 @@ def _panels(
             np.minimum(first[run.part, touched], begin, out=first[run.part, touched])
             np.maximum(last[run.part, touched], begin + rank, out=last[run.part, touched])
     # Panels of the parts take turns.
-    spans = np.stack(
-        [first.T.ravel(), np.maximum(last - first, 0).T.ravel(), np.zeros(shape.panels, np.int64)], 1
-    )
+    spans = np.stack([first.T.ravel(), np.maximum(last - first, 0).T.ravel()], 1)
     spans[spans[:, 1] == 0, 0] = 0
-    tiles = (
-        whole.reshape(shape.parts, per_part, PANEL_ROWS, -1)
-        .swapaxes(0, 1)
-        .reshape(shape.panels, PANEL_ROWS, -1)
-    )
-    pieces, offset = [], 0
-    for begin, count in np.unique(spans[:, :2], axis=0):
-        chosen = np.flatnonzero((spans[:, 0] == begin) & (spans[:, 1] == count))
-        pieces.append(_as_they_lie(tiles[chosen][..., begin : begin + count], listed[0][0].b.dtype).ravel())
-        spans[chosen, 2] = offset + np.arange(len(chosen)) * (pieces[-1].size // len(chosen))
-        offset += pieces[-1].size
-    return np.ascontiguousarray(spans), np.concatenate(pieces)
-
-
-def _as_they_lie(panels: npt.NDArray[np.generic], dtype: str) -> npt.NDArray[np.generic]:
-    """Of panels [panels, 16, columns]: the columns one after the other, or, in bfloat16, pairs of them."""
-    together = 2 if dtype == "bfloat16" else 1
-    count, rows, columns = panels.shape
-    lying = np.zeros((count, -(-columns // together), rows, together), panels.dtype)
-    for i in range(together):
-        taken = panels[:, :, i::together]
-        lying[:, : taken.shape[2], :, i] = taken.swapaxes(1, 2)
-    return lying
+    panels = whole.reshape(shape.parts, per_part, PANEL_ROWS, -1).swapaxes(0, 1)
+    return spans, np.ascontiguousarray(panels)
 
 
 def _read(folder: Path) -> dict[str, Pair]:

@@ -97,9 +97,9 @@ class LowRank:
     scales: FloatArray
     """[reduced]"""
     spans: npt.NDArray[np.int64]
-    """[panels of the matrix, 3]: first column of U, how many, and where the panel begins in ``up``."""
+    """[panels of the matrix, 2]: first column of U that a panel uses, and how many."""
     up: npt.NDArray[np.generic]
-    """Panels of U, as those of a matrix, the columns that a panel does not use left out."""
+    """U [panels of the matrix, 16, reduced]."""
     up_dtype: str
 
 

@@ -194,7 +194,7 @@ MP_API int64_t mp_adapter_new() {
 }
 
 // What the adapter adds to a matrix: `down` [reduced, cols] with a scale for each row; for each panel of the matrix
-// {first column, columns, offset in `up`}; and `up`, panels as those of a matrix. Returns the bytes it takes.
+// {first column, columns} of `up`; and `up`, of each panel [16][reduced]. Returns the bytes it takes.
 MP_API int64_t mp_adapter_set(int64_t handle, int64_t matrix, int64_t down, int64_t elements, int64_t format,
                               const float* scales, const int64_t* spans, const void* up) {
   return guarded([&] {
@@ -209,18 +209,14 @@ MP_API int64_t mp_adapter_set(int64_t handle, int64_t matrix, int64_t down, int6
     change.down_format = halved->format();
     const int64_t reduced = halved->rows();
     change.scales.assign(scales, scales + reduced);
-    for (int64_t panel = 0; panel < changed->panels(); ++panel) {
-      const int64_t* s = spans + 3 * panel;
-      if (s[0] < 0 || s[1] < 0 || s[0] + s[1] > reduced || s[2] < 0 || s[2] + panel_elements(s[1], change.format) > elements)
-        throw std::out_of_range("a span of a low-rank change lies outside of it");
-      change.spans.push_back({s[0], s[1], s[2]});
-    }
-    const int64_t size = elements * element_bytes(change.format);
+    if (elements != changed->panels() * kLanes * reduced) throw std::invalid_argument("U is of another shape than its matrix");
+    for (int64_t panel = 0; panel < changed->panels(); ++panel) change.add_span(spans[2 * panel], spans[2 * panel + 1]);
     Adapter& adapter = Registry::instance().adapter(handle);
     change.down = adapter.halves.copy(halved->panel(0), static_cast<size_t>(halved->bytes()));
-    change.up = adapter.halves.copy(up, static_cast<size_t>(size));
+    change.pack_up(up, adapter.halves);
+    const int64_t bytes = halved->bytes() + change.up_bytes();
     adapter.changes[changed.get()] = std::move(change);
-    return halved->bytes() + size;
+    return bytes;
   });
 }
 

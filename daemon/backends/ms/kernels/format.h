@@ -71,8 +71,7 @@ static inline float element(const void* data, int64_t index, Format format) {
 
 // Of a panel of a float format.
 constexpr int64_t panel_elements(int64_t cols, Format format) { return round_up(cols, columns_together(format)) * kLanes; }
-constexpr int64_t panel_index(int64_t column, int64_t lane, Format format) {
-  const int64_t together = columns_together(format);
+constexpr int64_t panel_index(int64_t column, int64_t lane, int64_t together) {
   return column / together * together * kLanes + lane * together + column % together;
 }
 

@@ -1,6 +1,7 @@
 #include "low_rank.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 #include "table.h"
 #include "threadpool.h"
@@ -11,6 +12,24 @@ namespace {
 constexpr int64_t kBeginning = 2048;  // bytes of a panel
 
 }  // namespace
+
+void LowRank::add_span(int64_t first, int64_t count) {
+  if (first < 0 || count < 0 || first + count > static_cast<int64_t>(scales.size()))
+    throw std::out_of_range("a span of a low-rank change lies outside of it");
+  spans.push_back({first, count, up_elements});
+  up_elements += panel_elements(count, format);
+}
+
+void LowRank::pack_up(const void* rows, Arena& arena) {
+  uint8_t* packed = arena.room(static_cast<size_t>(up_bytes()));
+  const int64_t element = element_bytes(format), stride = static_cast<int64_t>(scales.size());
+  const auto* panel = static_cast<const uint8_t*>(rows);
+  for (const Span& span : spans) {
+    pack_floats({panel + span.first * element, format, kLanes, span.count, stride}, 0, packed + span.offset * element, format);
+    panel += kLanes * stride * element;
+  }
+  up = packed;
+}
 
 Correction::Correction(const std::vector<AdapterRun>& runs, const Matrix& weights, const float* a, int64_t a_row,
                        Memory& reduced) {
@@ -79,11 +98,12 @@ void Correction::add(const Region& region) const {
     const int64_t element = element_bytes(change.format);
     for (int64_t panel = region.panel0; panel < region.panel1;) {
       const LowRank::Span& span = change.spans[static_cast<size_t>(panel)];
-      // Neighbours that lie one after the other can be one tile.
+      const int64_t elements = panel_elements(span.count, change.format);
+      // Neighbours that use the same columns can be one tile.
       int64_t alike = 1;
       while (alike < 4 && panel + alike < region.panel1) {
         const LowRank::Span& next = change.spans[static_cast<size_t>(panel + alike)];
-        if (next.first != span.first || next.count != span.count || next.offset != span.offset + alike * panel_elements(span.count, change.format)) break;
+        if (next.first != span.first || next.count != span.count) break;
         ++alike;
       }
       int64_t width = alike;
@@ -94,7 +114,7 @@ void Correction::add(const Region& region) const {
       for (int64_t row = first; row < last && span.count > 0; row += most) {
         const int64_t count = std::min(most, last - row);
         kernels().tile[format][count][width]({reduced_ + row * stride_ + span.first, stride_,
-                                              change.up + span.offset * element, panel_elements(span.count, change.format), span.count,
+                                              change.up + span.offset * element, elements, span.count,
                                               region.at(row, panel), region.c_row, true});
       }
       panel += width;

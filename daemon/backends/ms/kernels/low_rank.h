@@ -24,6 +24,14 @@ struct LowRank {
   const uint8_t* up;
   Format format;              // of `up`
 
+  int64_t up_elements = 0;    // of the spans that were added
+
+  // Of the next panel of the matrix.
+  void add_span(int64_t first, int64_t count);
+  int64_t up_bytes() const { return up_elements * element_bytes(format); }
+  // Of each panel [16][rows of D]. What it is packed into belongs to the arena.
+  void pack_up(const void* rows, Arena& arena);
+
   int64_t panel_bytes() const { return panel_elements(cols, down_format) * element_bytes(down_format); }
   const uint8_t* panel(int64_t index) const { return down + index * panel_bytes(); }
 };

@@ -9,16 +9,14 @@ namespace mindport {
 namespace {
 
 template <int64_t Together, class From, class To, class Convert>
-int64_t pack_block(const From* source, int64_t rows, int64_t cols, int64_t lane, To* panel, Convert convert) {
+int64_t pack_block(const FloatRows& rows, int64_t lane, To* panel, Convert convert) {
   int64_t faults = 0;
   constexpr int64_t kColumns = 64;  // at a time keep the block of the panel in the first-level cache
-  for (int64_t k0 = 0; k0 < cols; k0 += kColumns) {
-    const int64_t k1 = std::min(cols, k0 + kColumns);
-    for (int64_t r = 0; r < rows; ++r) {
-      const From* row = source + r * cols;
-      To* out = panel + (lane + r) * Together;
-      for (int64_t k = k0; k < k1; ++k)
-        out[k / Together * Together * kLanes + k % Together] = convert(row[k], faults);
+  for (int64_t k0 = 0; k0 < rows.cols; k0 += kColumns) {
+    const int64_t k1 = std::min(rows.cols, k0 + kColumns);
+    for (int64_t r = 0; r < rows.count; ++r) {
+      const From* row = static_cast<const From*>(rows.first) + r * rows.stride;
+      for (int64_t k = k0; k < k1; ++k) panel[panel_index(k, lane + r, Together)] = convert(row[k], faults);
     }
   }
   return faults;
@@ -59,16 +57,15 @@ struct Through {  // by way of float32
 };
 
 template <class From, class To>
-int64_t pack_any(const void* source, int64_t rows, int64_t cols, int64_t lane, void* panel, Format from, Format to) {
+int64_t pack_any(const FloatRows& rows, int64_t lane, void* panel, Format to) {
   const auto pack = [&](auto convert) {
-    const From* typed = static_cast<const From*>(source);
-    if (columns_together(to) == 2) return pack_block<2>(typed, rows, cols, lane, static_cast<To*>(panel), convert);
-    return pack_block<1>(typed, rows, cols, lane, static_cast<To*>(panel), convert);
+    if (columns_together(to) == 2) return pack_block<2, From>(rows, lane, static_cast<To*>(panel), convert);
+    return pack_block<1, From>(rows, lane, static_cast<To*>(panel), convert);
   };
   if constexpr (sizeof(From) == sizeof(To)) {
-    if (from == to) return pack(Plain{exponent_mask(from)});
+    if (rows.format == to) return pack(Plain{exponent_mask(to)});
   }
-  return pack(Through<To>{from, to});
+  return pack(Through<To>{rows.format, to});
 }
 
 float rounded(float value, Format format) {
@@ -99,6 +96,15 @@ uint32_t spread(uint32_t nibbles) {  // four of them, a byte each
 }
 
 }  // namespace
+
+int64_t pack_floats(const FloatRows& rows, int64_t lane, void* panel, Format format) {
+  const bool wide_to = format == Format::float32;
+  if (rows.format == Format::float32)
+    return wide_to ? pack_any<uint32_t, uint32_t>(rows, lane, panel, format)
+                   : pack_any<uint32_t, uint16_t>(rows, lane, panel, format);
+  return wide_to ? pack_any<uint16_t, uint32_t>(rows, lane, panel, format)
+                 : pack_any<uint16_t, uint16_t>(rows, lane, panel, format);
+}
 
 Matrix::Matrix(int64_t rows, int64_t cols, int64_t parts, Format format, Grouping grouping)
     : rows_(rows), cols_(cols), parts_(parts), panels_(round_up(rows, kLanes) / kLanes * parts), format_(format),
@@ -133,13 +139,10 @@ void Matrix::each_panel(int64_t part, int64_t first, int64_t count, const Body& 
 }
 
 int64_t Matrix::pack(int64_t part, int64_t first, int64_t count, const void* source, Format format) {
-  const bool wide_from = format == Format::float32, wide_to = format_ == Format::float32;
-  auto* pack = wide_from ? (wide_to ? pack_any<uint32_t, uint32_t> : pack_any<uint32_t, uint16_t>)
-                         : (wide_to ? pack_any<uint16_t, uint32_t> : pack_any<uint16_t, uint16_t>);
   int64_t faults = 0;
   each_panel(part, first, count, [&](uint8_t* panel, int64_t lane, int64_t rows, int64_t done) {
     const uint8_t* from = static_cast<const uint8_t*>(source) + done * cols_ * element_bytes(format);
-    faults += is_float(format_) ? pack(from, rows, cols_, lane, panel, format, format_)
+    faults += is_float(format_) ? pack_floats({from, format, rows, cols_, cols_}, lane, panel, format_)
                                 : round_rows(panel, lane, rows, from, format);
   });
   return faults;
@@ -223,7 +226,8 @@ void Matrix::copy_row(int64_t row, float* out) const {
   const auto* from = static_cast<const uint8_t*>(panel(row / kLanes * parts_));
   const int64_t lane = row % kLanes;
   if (is_float(format_)) {
-    for (int64_t k = 0; k < cols_; ++k) out[k] = element(from, panel_index(k, lane, format_), format_);
+    const int64_t together = columns_together(format_);
+    for (int64_t k = 0; k < cols_; ++k) out[k] = element(from, panel_index(k, lane, together), format_);
     return;
   }
   const bool narrow = format_ == Format::int4;

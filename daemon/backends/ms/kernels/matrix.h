@@ -1,8 +1,9 @@
 // A weight matrix [rows, cols] packed for the kernels in panels of 16 rows.
 //
-// Float formats: a panel is [cols][16]; in bfloat16 [cols / 2][16][2], columns padded to be even. Whole numbers: columns are padded to `depth`, a multiple of 32, and a panel is
-// [depth / 4][16][4] unsigned bytes (int8, 128 added) or [depth / 8][16][4] bytes whose low nibbles are four columns and
-// whose high nibbles are the next four (int4, 8 added), followed by the scales [groups][16].
+// Float formats: a panel is [cols][16]; in bfloat16 [cols / 2][16][2], columns padded to be even. Whole numbers: columns
+// are padded to `depth`, a multiple of 32, and a panel is [depth / 4][16][4] unsigned bytes (int8, 128 added) or
+// [depth / 8][16][4] bytes whose low nibbles are four columns and whose high nibbles are the next four (int4, 8 added),
+// followed by the scales [groups][16].
 #pragma once
 
 #include <cstdint>
@@ -21,6 +22,16 @@ struct Grouping {
   int64_t size;
   Format scales;
 };
+
+// Rows of floats, `stride` elements apart.
+struct FloatRows {
+  const void* first;
+  Format format;
+  int64_t count, cols, stride;
+};
+
+// Makes them lanes of a panel of a float format, from `lane` on. Returns how many elements are infinite or NaN there.
+int64_t pack_floats(const FloatRows& rows, int64_t lane, void* panel, Format format);
 
 class Matrix {
  public:

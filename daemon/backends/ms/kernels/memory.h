@@ -138,14 +138,18 @@ class Reserve {
 class Arena {
  public:
   uint8_t* copy(const void* source, size_t bytes) {
-    const size_t room = (bytes + kLine - 1) / kLine * kLine;
-    if (chunks_.empty() || used_ + room > chunks_.back().size()) {
-      chunks_.emplace_back(room > kChunk ? room : kChunk);
+    return static_cast<uint8_t*>(std::memcpy(room(bytes), source, bytes));
+  }
+
+  // Zeros.
+  uint8_t* room(size_t bytes) {
+    const size_t lines = (bytes + kLine - 1) / kLine * kLine;
+    if (chunks_.empty() || used_ + lines > chunks_.back().size()) {
+      chunks_.emplace_back(lines > kChunk ? lines : kChunk);
       used_ = 0;
     }
     uint8_t* place = chunks_.back().bytes() + used_;
-    std::memcpy(place, source, bytes);
-    used_ += room;
+    used_ += lines;
     return place;
   }
 

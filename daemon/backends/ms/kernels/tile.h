@@ -114,9 +114,11 @@ void unpack(const void* source, int64_t columns, float* out) {
   const auto* line = static_cast<const typename Elements<F>::Type*>(source);
   for (; columns > 0; columns -= kColumns, line += kColumns * kLanes)
 #pragma GCC unroll 32
-    for (int i = 0; i < kColumns; ++i, out += kLanes)
+    for (int i = 0; i < kColumns; ++i, out += kLanes) {
+      if (i == columns) break;
 #pragma GCC unroll 32
-      for (int n = 0; n < kRegisters && i < columns; ++n) w_store(out + n * L, load_column<F>(line, i, n));
+      for (int n = 0; n < kRegisters; ++n) w_store(out + n * L, load_column<F>(line, i, n));
+    }
 }
 
 // Four columns of four rows.
@@ -176,7 +178,7 @@ constexpr void fill_tiles(KernelTable& table) {
   fill_rows<Format::float32, 1>(table);
   fill_rows<Format::bfloat16, 1>(table);
   fill_rows<Format::float16, 1>(table);
-  fill_streams<Format::bfloat16, kFewRows>(table);
+  fill_streams<Format::bfloat16, kFewRows>(table);  // the mask of its second columns needs a register, too
   fill_streams<Format::float16, kFewRows + 1>(table);
   table.unpack[0] = unpack<Format::float32>;
   table.unpack[1] = unpack<Format::bfloat16>;
