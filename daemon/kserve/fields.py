@@ -39,7 +39,9 @@ def parse(model: type[F], data: Mapping[str, Any], where: str = "", *, strict: b
     Raises ``Fault``: UNSUPPORTED for a field that cannot be honoured, INVALID_REQUEST for all else.
     """
     known = without_unsupported(model, data, where)
-    if len(known) > _MOST_UNKNOWN and len(unknown := _unknown(model, known)) > _MOST_UNKNOWN:
+    declared = model.model_fields
+    unknown = [name for name in known if name not in declared]
+    if len(unknown) > _MOST_UNKNOWN:
         message = f"{where}{_short(unknown[0])} and {len(unknown) - 1} more fields are unknown"
         param = {"param": where + _short(unknown[0])}
         raise Fault(FaultKind.INVALID_REQUEST, message, "leave them out", param)
@@ -47,11 +49,6 @@ def parse(model: type[F], data: Mapping[str, Any], where: str = "", *, strict: b
         return model.model_validate(known, strict=strict)
     except pydantic.ValidationError as error:
         raise _fault(model, error, where) from None
-
-
-def _unknown(model: type[Fields], data: Mapping[str, Any]) -> list[str]:
-    declared = model.model_fields
-    return [name for name in data if name not in declared]
 
 
 def without_unsupported(model: type[Fields], data: Mapping[str, Any], where: str = "") -> dict[str, Any]:

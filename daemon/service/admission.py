@@ -69,9 +69,7 @@ class Admission:
         """For ``Ticket`` only: it leaves, from the engine or from the queue."""
         self._waiting = {number: one for number, one in self._waiting.items() if not one.turn.done()}
         if self._running.pop(ticket.number, None) is not None:
-            self._held[ticket.caller] -= 1
-            if not self._held[ticket.caller]:
-                del self._held[ticket.caller]
+            self._held -= Counter((ticket.caller,))  # drops who holds none
         while self._waiting and len(self._running) < self._limits.max_running:
             waiting = self._waiting.values()
             chosen = self._turns.candidates(waiting, self._held)[0]
