@@ -197,37 +197,31 @@ class _LoopThread:
         self._finalizer()
 
     def _begin(self, work: Callable[[], Awaitable[T]], outcome: Future[T]) -> None:
-        if self.open:
-            _begin(work, outcome)
-        else:
-            outcome.cancel()
-
-
-def _begin(work: Callable[[], Awaitable[T]], outcome: Future[T]) -> None:
-    """Start the work on the running loop, and settle its outcome. A cancelled outcome cancels the work."""
-    if outcome.cancelled():
-        return
-    loop = asyncio.get_running_loop()
-    task = loop.create_task(_awaited(work))
-
-    def settle(task: asyncio.Task[T]) -> None:
-        if task.cancelled():
+        """On the loop: start the work and settle its outcome. A cancelled outcome cancels the work."""
+        if outcome.cancelled() or not self.open:
             outcome.cancel()
             return
-        error = task.exception()
-        if not outcome.set_running_or_notify_cancel():
-            return
-        if error is None:
-            outcome.set_result(task.result())
-        else:
-            outcome.set_exception(error)
+        loop = self._loop
+        task = loop.create_task(_awaited(work))
 
-    def abandon(outcome: Future[T]) -> None:
-        if outcome.cancelled() and not loop.is_closed():
-            loop.call_soon_threadsafe(task.cancel)
+        def settle(task: asyncio.Task[T]) -> None:
+            if task.cancelled():
+                outcome.cancel()
+                return
+            error = task.exception()
+            if not outcome.set_running_or_notify_cancel():
+                return
+            if error is None:
+                outcome.set_result(task.result())
+            else:
+                outcome.set_exception(error)
 
-    task.add_done_callback(settle)
-    outcome.add_done_callback(abandon)
+        def abandon(outcome: Future[T]) -> None:
+            if outcome.cancelled() and not loop.is_closed():
+                loop.call_soon_threadsafe(task.cancel)
+
+        task.add_done_callback(settle)
+        outcome.add_done_callback(abandon)
 
 
 async def _awaited(work: Callable[[], Awaitable[T]]) -> T:
