@@ -35,9 +35,8 @@ Part = Callable[[Visitor], None]
 def daemon(visitor: Visitor) -> None:
     """Through the daemon and without it, in turns; and what an idle worker takes."""
     setting = visitor.setting
-    chosen = [name for name in _TIMED_FORMATS if name in setting.options.formats]
     for number in range(setting.options.part_rounds):
-        for weight_format in chosen:
+        for weight_format in _timed_formats(visitor):
             for engine in (EngineAlone(setting, weight_format), MindPort(setting, weight_format)):
                 engine.prepare()
                 visitor.visit("daemon", engine, _cost_of(visitor, number), number)
@@ -50,6 +49,10 @@ def daemon(visitor: Visitor) -> None:
     idle.prepare()
     idle.variant = IDLE
     visitor.visit("daemon", idle, _memory_of(visitor, tiny.shape.vocab))
+
+
+def _timed_formats(visitor: Visitor) -> list[str]:
+    return [name for name in _TIMED_FORMATS if name in visitor.setting.options.formats]
 
 
 def _memory_of(visitor: Visitor, vocab: int) -> Callable[[Engine], Values]:
@@ -81,8 +84,8 @@ def threads(visitor: Visitor) -> None:
     """One thread and all of them."""
     setting = visitor.setting
     cpus = setting.options.cpus
-    chosen = [name for name in _TIMED_FORMATS if name in setting.options.formats]
-    for number, weight_format, used in product(range(setting.options.part_rounds), chosen, (cpus[:1], cpus)):
+    rounds, chosen = range(setting.options.part_rounds), _timed_formats(visitor)
+    for number, weight_format, used in product(rounds, chosen, (cpus[:1], cpus)):
         engine = EngineAlone(setting, weight_format, cpus=used)
         engine.prepare()
         visitor.visit("threads", engine, _prefill_of(visitor), number)
