@@ -17,7 +17,10 @@ constexpr int64_t kRowsAtOnce = 240;  // rows per task, so that their columns of
 constexpr int64_t kPanelsAtOnce = 8;  // most panels per task of the blocked product
 constexpr int64_t kTasksAThread = 8;  // that there should be for an even finish
 constexpr int64_t kDirectTiles = 3;   // tiles of rows up to which weights stream through once
-constexpr int64_t kRoundingCost = 8;  // of an activation, in multiply-adds of whole numbers
+constexpr int64_t kRoundingCost = 16; // of an activation, in multiply-adds
+constexpr int64_t kPartsOfRows = 4;   // that are rounded apart
+
+int half_range(const Matrix& weights) { return weights.format() == Format::int8 ? 128 : 8; }
 
 int log2_of(int64_t width) { return width == 4 ? 2 : width == 2 ? 1 : 0; }
 
@@ -59,17 +62,27 @@ class WholeProduct {
   int32_t* widened(int64_t tile) const { return widened_ + tiles_.first(tile) * blocks_ * many_.block_words; }
 
   void round(const float* a, int64_t a_row) const {
-    const int half_range = weights_.format() == Format::int8 ? 128 : 8;
-    const int64_t cost = weights_.cols() * tiles_.largest() * kRoundingCost;
-    ThreadPool::instance().each(tiles_.count(), std::max<int64_t>(1, kWorthAThread / cost), [&](int64_t t, int64_t last, int) {
-      for (; t < last; ++t) {
-        const WholeRows to = rows(t);
-        for (int64_t r = 0; r < tiles_.rows(t); ++r)
-          table_.round_row(a + (tiles_.first(t) + r) * a_row, weights_.cols(), weights_.grouping().size, half_range,
-                           tiles_.rows(t), {to.words + r, to.scales + r, to.offsets + r});
-        if (widened_ != nullptr) many_.rows(to.words, weights_.depth() / 4, tiles_.rows(t), widened(t));
+    const int64_t parts = std::min(groups_, kPartsOfRows), pieces = tiles_.count() * parts;
+    const int64_t cost = m_ * weights_.cols() / pieces * kRoundingCost, grain = std::max<int64_t>(1, kWorthAThread / cost);
+    ThreadPool::instance().each(pieces, grain, [&](int64_t piece, int64_t last, int) {
+      for (; piece < last; ++piece) {
+        const int64_t part = piece % parts;
+        round(a, a_row, piece / parts, groups_ * part / parts, groups_ * (part + 1) / parts);
       }
     });
+  }
+
+  // Some groups of the rows of a tile.
+  void round(const float* a, int64_t a_row, int64_t tile, int64_t group0, int64_t group1) const {
+    const Rounding how{tiles_.rows(tile), weights_.grouping().size, half_range(weights_)};
+    const int64_t column = group0 * how.group, columns = std::min(weights_.cols(), group1 * how.group) - column;
+    const WholeRows all = rows(tile);
+    const int64_t at = group0 * how.rows;
+    const WholeRows out{all.words + column / 4 * how.rows, all.scales + at, all.offsets + at};
+    table_.round(a + tiles_.first(tile) * a_row + column, a_row, columns, how, out);
+    if (widened_ != nullptr)
+      many_.rows(out.words, round_up(columns, kBlock) / 4, how.rows,
+                 widened(tile) + column / kBlock * many_.block_words * how.rows);
   }
 
   // The most panels every tile can take at once.

@@ -18,6 +18,12 @@ struct WholeRows {
   int32_t* offsets;  // [groups][rows]
 };
 
+// How activations are rounded: the rows of a tile, by groups of so many columns, for weights of -half_range and more.
+struct Rounding {
+  int64_t rows, group;
+  int half_range;
+};
+
 // C[row, 16 p + lane] (+)= the product over whole groups of columns.
 struct WholeTile {
   WholeRows a;
@@ -49,9 +55,9 @@ struct WholeMany {
 struct WholeTable {
   int tile_rows;                                             // most rows a tile takes
   WholeFunction tile[2][kWholeRows + 1][kWholeWidths];       // 8 and 4 bits; by rows and log2 of panels; null: too wide
-  // Rounds one row of `n` columns to whole numbers and writes it as row 0 of `rows` rows of `out`. Infinite or NaN
-  // values make the scale of their group NaN.
-  void (*round_row)(const float* x, int64_t n, int64_t group, int half_range, int64_t rows, const WholeRows& out);
+  // Rounds `n` columns of rows that lie `x_row` floats apart to whole numbers. Infinite or NaN values make the scale of
+  // their group NaN.
+  void (*round)(const float* x, int64_t x_row, int64_t n, const Rounding& how, const WholeRows& out);
   WholeMany many[2];                                         // 8 and 4 bits
 };
 

@@ -187,16 +187,25 @@ inline int32_t round_values(const float* x, int64_t n, float inverse, int32_t* w
   return reduce_add_int(sum);
 }
 
-inline void round_row(const float* x, int64_t n, int64_t group, int half_range, int64_t rows, const WholeRows& out) {
-  for (int64_t g = 0, begin = 0; begin < n; ++g, begin += group) {
-    const int64_t size = begin + group < n ? group : n - begin;
-    const int32_t bits = largest(x + begin, size);
-    const bool sound = bits < 0x7f800000;
-    const float most = bits_float(static_cast<uint32_t>(bits));
-    const float inverse = sound && most > 1e-30f ? 127.0f / most : 0.0f;
-    const int32_t sum = round_values(x + begin, size, inverse, out.words + begin / 4 * rows, rows);
-    out.scales[g * rows] = !sound ? __builtin_nanf("") : inverse == 0.0f ? 0.0f : most / 127.0f;
-    out.offsets[g * rows] = sound ? -half_range * sum : 0;
+// One group of one row, the first of `out`.
+inline void round_group(const float* x, int64_t n, const Rounding& how, const WholeRows& out) {
+  const int32_t bits = largest(x, n);
+  const bool sound = bits < 0x7f800000;
+  const float most = bits_float(static_cast<uint32_t>(bits));
+  const float inverse = sound && most > 1e-30f ? 127.0f / most : 0.0f;
+  const int32_t sum = round_values(x, n, inverse, out.words, how.rows);
+  *out.scales = !sound ? __builtin_nanf("") : inverse == 0.0f ? 0.0f : most / 127.0f;
+  *out.offsets = sound ? -how.half_range * sum : 0;
+}
+
+// Group by group, whose words of all rows lie together.
+inline void round_rows(const float* x, int64_t x_row, int64_t n, const Rounding& how, const WholeRows& out) {
+  const int64_t rows = how.rows;
+  for (int64_t begin = 0, at = 0; begin < n; begin += how.group, at += rows) {
+    const int64_t size = begin + how.group < n ? how.group : n - begin;
+    for (int64_t r = 0; r < rows; ++r)
+      round_group(x + r * x_row + begin, size, how,
+                  {out.words + begin / 4 * rows + r, out.scales + at + r, out.offsets + at + r});
   }
 }
 
@@ -216,7 +225,7 @@ constexpr WholeTable make_whole_table() {
   table.tile_rows = kWholeTileRows;
   fill_whole<8, 1>(table);
   fill_whole<4, 1>(table);
-  table.round_row = round_row;
+  table.round = round_rows;
   return table;
 }
 
