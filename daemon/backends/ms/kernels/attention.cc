@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t kChunk = 512;  // positions whose softmax is taken together; fixed, it decides the order of sums
 constexpr int64_t kTilesAtOnce = 6;  // tiles of query rows per task: they share the keys and values in the cache
-constexpr int64_t kPiecesAThread = 4;  // of long contexts, so that threads end together
+constexpr int64_t kPiecesAThread = 8;  // of long contexts, so that threads end together
 
 int64_t first_seen(const HeadShape& shape, int64_t position) {
   return shape.window > 0 ? std::max<int64_t>(0, position + 1 - shape.window) : 0;
@@ -260,6 +260,7 @@ struct Piece {
   int64_t kv_head;
   int64_t first, last;  // chunks
   int64_t split;        // which of the split ones it belongs to; -1: it is whole
+  int64_t size() const { return (last - first) * task.count; }
 };
 
 // Query rows whose chunks several threads compute; the one that ends last joins them, in order.
@@ -277,6 +278,8 @@ class Work {
     for (const AttentionTask& task : tasks) total_ += cost(task) * shape.kv_heads;
     const int64_t worth = std::max(kWorthAThread, total_ / (kPiecesAThread * threads));
     for (const AttentionTask& task : tasks) add(task, threads == 1 ? 1 : cost(task) / worth);
+    // The largest first: who takes the last one takes a small one.
+    std::stable_sort(pieces.begin(), pieces.end(), [](const Piece& a, const Piece& b) { return a.size() > b.size(); });
     missing_ = std::vector<std::atomic<int64_t>>(splits.size());
     for (const Piece& piece : pieces)
       if (piece.split >= 0) missing_[static_cast<size_t>(piece.split)] += piece.last - piece.first;
