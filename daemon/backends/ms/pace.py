@@ -9,8 +9,6 @@ from collections.abc import Sequence
 
 _LEAST_ROWS = 4
 """Of prompts, whatever they cost: a prompt must come to an end."""
-_BARGAIN = 1.1
-"""Where the least rows take too long already, more of them come along for so little more time."""
 _GROWTH = 1.25
 """Beyond the most rows whose cost is known."""
 _REMEMBERED = 33
@@ -58,8 +56,7 @@ class Pace:
             return 0
         alone = self._without_prompts(answer_rows)
         limit = self._slowdown * alone / (1 + _ERRORS * self._error)
-        least = alone + self._added_by(_LEAST_ROWS)
-        return max(_LEAST_ROWS, self._rows_within(max(limit, _BARGAIN * least) - alone))
+        return max(_LEAST_ROWS, self._rows_within(limit - alone))
 
     def _correct(self, answer_rows: int, prompt_rows: int, seconds: float) -> None:
         """Rows grow dearer along a prompt, and others use the machine: one size tells of all."""
