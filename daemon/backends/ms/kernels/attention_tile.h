@@ -17,7 +17,7 @@ inline void score_blocks(const ScoreTile& t, int64_t block) {
   constexpr int N = kRegisters;
   using E = typename Elements<F>::Type;
   const E* keys[P];
-  const char* next[P];  // blocks to fetch meanwhile; where elements are small, a line a step reaches their values too
+  const char* next[P];  // blocks to fetch meanwhile; of the smallest elements, their values too
   for (int p = 0; p < P; ++p) {
     keys[p] = reinterpret_cast<const E*>(t.keys[block + p]);
     next[p] = reinterpret_cast<const char*>(t.keys[block + P + p]);
@@ -37,7 +37,7 @@ inline void score_blocks(const ScoreTile& t, int64_t block) {
     for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 16
       for (int n = 0; n < N; ++n) kv[p][n] = Elements<F>::load(keys[p] + k * 16 + n * L);
-      __builtin_prefetch(next[p] + k * (sizeof(E) == 1 ? 32 : 64));
+      __builtin_prefetch(next[p] + k * (sizeof(E) == 4 ? 64 : 32));
     }
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
@@ -119,6 +119,8 @@ template <Format F, int M>
 void mix(const MixTile& t) {
   constexpr int P = max_width(M);
   int64_t panel = 0;
+  if constexpr (P == 3)  // of four, two at a time: one alone has more to load than to multiply
+    for (; (t.panels - panel) % 3 == 1 && panel + 2 <= t.panels; panel += 2) mix_panels<F, M, 2>(t, panel);
   for (; panel + P <= t.panels; panel += P) mix_panels<F, M, P>(t, panel);
   for (; panel < t.panels; ++panel) mix_panels<F, M, 1>(t, panel);
 }
