@@ -8,7 +8,7 @@ import msgspec
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"]
 HeadDtype = Literal["auto", "stored", "int8"]
-KvDtype = Literal["float32", "bfloat16", "float16", "int8"]
+KvDtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 ComputeDevice = Literal["cpu", "ascend"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -37,8 +37,9 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Of the weights in memory: ``auto`` (as stored), a float type, or ``int8`` or ``int4``."""
     head_dtype: HeadDtype = "auto"
     """Of a head stored in floats: ``stored`` as they are, ``int8``, or ``auto``: int8 in quantized models."""
-    kv_dtype: KvDtype = "float32"
-    """Of keys and values in memory: ``float32``, ``bfloat16``, ``float16`` or ``int8``."""
+    kv_dtype: KvDtype = "auto"
+    """Of keys and values in memory: ``float32``, ``bfloat16``, ``float16``, ``int8``, or ``auto``, the float
+    type of the weights."""
     device: ComputeDevice = "cpu"
     """``ascend`` is by way of mindformers, and was never run."""
     allow_nonfinite: bool = False

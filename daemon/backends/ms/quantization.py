@@ -154,6 +154,10 @@ class Formats:
         rounds_head = head_dtype == "int8" or (head_dtype == "auto" and is_quantized)
         return cls(checkpoint, scheme, floats, rounded, rounds_head, bool(config.get("tie_word_embeddings")))
 
+    def of_cache(self, kv_dtype: str) -> str:
+        """Of keys and values, by the option of that name."""
+        return self.floats if kv_dtype == "auto" else kv_dtype
+
     def of(self, names: Sequence[str], use: Use = "linear") -> str | Whole:
         """The format of the matrix made of these tensors. Raises ``Fault`` when they do not go together."""
         packed = [name for name in names if is_packed(self.checkpoint, name)]

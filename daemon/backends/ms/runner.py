@@ -12,7 +12,7 @@ import gc
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,8 @@ class RunnerOptions:
     head_dtype: str = DEFAULTS.head_dtype
     """Of a head stored in floats: ``stored`` as they are, ``int8``, or ``auto``: int8 in quantized models."""
     kv_dtype: str = DEFAULTS.kv_dtype
-    """Of cached keys and values: ``float32``, ``bfloat16`` or ``float16`` in half the memory, or ``int8`` in
-    little more than a quarter."""
+    """Of cached keys and values: ``auto`` (the float type of the weights), ``float32``, ``bfloat16`` or
+    ``float16`` in half the memory, or ``int8`` in little more than a quarter."""
     allow_nonfinite: bool = DEFAULTS.allow_nonfinite
     """Weights may be infinite or NaN."""
     block_size: int = PANEL_ROWS
@@ -133,6 +133,7 @@ class ModelRunner:
 
         (shape, options), (kernels, checkpoint) = wanted, sources
         formats = Formats.of_model(checkpoint, config, options.dtype, options.head_dtype)
+        options = replace(options, kv_dtype=formats.of_cache(options.kv_dtype))
         limits = (options.max_rows, options.max_logit_rows, options.num_blocks)
         model = kernels.new_model(*limits, kv_dtype=options.kv_dtype)
         device = Device(kernels, model, options.max_rows, formats)
@@ -303,8 +304,9 @@ def _check_options(options: RunnerOptions) -> None:
     if options.head_dtype not in HEAD_DTYPES:
         message = f"head_dtype {options.head_dtype!r} is not one of {', '.join(HEAD_DTYPES)}"
         raise Fault(FaultKind.INVALID_CONFIG, message)
-    if options.kv_dtype not in CACHE_FORMATS:
-        message = f"kv_dtype {options.kv_dtype!r} is not one of {', '.join(CACHE_FORMATS)}"
+    known = ("auto", *CACHE_FORMATS)
+    if options.kv_dtype not in known:
+        message = f"kv_dtype {options.kv_dtype!r} is not one of {', '.join(known)}"
         raise Fault(FaultKind.INVALID_CONFIG, message)
     if min(options.num_blocks, options.max_rows, options.max_logit_rows) < 1 or options.threads < 0:
         message = "num_blocks, max_rows and max_logit_rows must be positive, threads not negative"

@@ -346,7 +346,7 @@ class MemoryNeed:
 
 
 def estimate(
-    model_dir: Path, dtype: str = "auto", kv_dtype: str = "float32", head_dtype: str = "auto"
+    model_dir: Path, dtype: str = "auto", kv_dtype: str = "auto", head_dtype: str = "auto"
 ) -> MemoryNeed:
     """The memory a model needs, from the headers of its files alone. Raises ``Fault``."""
     config = read_config(model_dir)
@@ -360,4 +360,4 @@ def estimate(
         is_matrix = len(tensor.shape) > 1 and tensor.is_float and not name.endswith(SCALE)
         use = uses.pop(0) if is_matrix and tensor.shape[0] == shape.vocab and uses else "linear"
         weights += formats.bytes_of(name, tensor, use)
-    return MemoryNeed(weights, shape.kv_bytes_per_block(kv_dtype))
+    return MemoryNeed(weights, shape.kv_bytes_per_block(formats.of_cache(kv_dtype)))

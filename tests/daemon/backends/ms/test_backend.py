@@ -81,7 +81,7 @@ async def test_load_describes_the_model_and_forecasts_the_cache(folder: Path) ->
     )
     await backend.unload()
     (options,) = seen
-    per_block = 3 * 2 * (8 + 16) * 16 * 4
+    per_block = 3 * 2 * (8 + 16) * 16 * 2
     assert options.num_blocks == 10**6 // per_block
     assert (options.threads, options.dtype) == (2, "bfloat16")
     assert info.max_sequences == 3

@@ -58,7 +58,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Any:
         "limits": {"max_seq_len": 1024, "max_input_tokens": 1023},
     }
     (directory / "config.json").write_text(json.dumps(config() | {"serving": serving}), "utf-8")
-    options = RunnerOptions(num_blocks=64, max_rows=256, max_logit_rows=256, threads=2)
+    options = RunnerOptions(num_blocks=64, max_rows=256, max_logit_rows=256, threads=2, kv_dtype="float32")
     loaded = ModelRunner.load(directory, options=options, progress=lambda _share, _text: None)
     yield loaded
     loaded.close()

@@ -16,6 +16,7 @@ from daemon.backends.ms import runner as runner_module
 from daemon.backends.ms.kernels import FloatArray
 from daemon.backends.ms.runner import ModelRunner, RunnerOptions
 from daemon.backends.ms.segments import Segment
+from daemon.backends.ms.weights import estimate
 from tests.daemon.backends.ms.tiny_telechat2 import CONFIG, Weights, random_weights, write_model
 from tests.reference.telechat2_numpy import forward
 
@@ -84,13 +85,41 @@ def test_half_precision_weights_lose_nothing_further(tmp_path: Path, dtype: str)
     results = []
     for stored, wanted in ((dtype, "auto"), (dtype, "float32"), ("float32", dtype)):
         folder = write_model(tmp_path / f"{stored}-{wanted}", weights, stored)
-        options = RunnerOptions(num_blocks=8, max_rows=64, max_logit_rows=64, threads=2, dtype=wanted)
+        options = RunnerOptions(
+            num_blocks=8, max_rows=64, max_logit_rows=64, threads=2, dtype=wanted, kv_dtype="float32"
+        )
         runner = load(folder, options)
         results.append(runner.execute([whole(runner, ids, range(3))]).copy())
         assert runner.weight_bytes < (210_000 if wanted != "float32" else 420_000)
         runner.close()
     assert error(results[0], expected) <= 1e-5
     assert all(np.array_equal(results[0], other) for other in results)
+
+
+@pytest.mark.parametrize(
+    ("stored", "dtype", "expected"),
+    [
+        ("float32", "auto", "float32"),
+        ("bfloat16", "auto", "bfloat16"),
+        ("float16", "auto", "float16"),
+        ("bfloat16", "float32", "float32"),
+        ("bfloat16", "int8", "bfloat16"),
+        ("float32", "int4", "float32"),
+    ],
+)
+def test_keys_and_values_are_kept_in_the_float_type_of_the_weights(
+    tmp_path: Path, stored: str, dtype: str, expected: str
+) -> None:
+    folder = write_model(tmp_path, random_weights(), stored)
+    results = []
+    for kv_dtype in ("auto", expected):
+        options = RunnerOptions(num_blocks=8, max_rows=64, max_logit_rows=64, dtype=dtype, kv_dtype=kv_dtype)
+        runner = load(folder, options)
+        logits = runner.execute([whole(runner, tokens(7, 40), range(3))]).copy()
+        results.append((runner.kv_bytes_per_block, logits))
+        runner.close()
+    assert results[0][0] == results[1][0] == estimate(folder, dtype).kv_bytes_per_block
+    assert np.array_equal(results[0][1], results[1][1])
 
 
 @pytest.mark.parametrize(("kv_dtype", "share"), [("bfloat16", 1 / 2), ("int8", 1 / 3)])

@@ -194,5 +194,6 @@ def test_memory_is_known_before_loading(tmp_path: Path) -> None:
     assert whole.weight_bytes == 4 * elements
     assert 2 * elements < half.weight_bytes < 2.1 * elements
     assert whole.kv_bytes_per_block == 3 * 2 * (8 + 16) * 16 * 4
-    assert estimate(tmp_path, kv_dtype="bfloat16").kv_bytes_per_block == 3 * 2 * (8 + 16) * 16 * 2
+    assert half.kv_bytes_per_block == 3 * 2 * (8 + 16) * 16 * 2
+    assert estimate(tmp_path, kv_dtype="float16").kv_bytes_per_block == 3 * 2 * (8 + 16) * 16 * 2
     assert estimate(tmp_path, kv_dtype="int8").kv_bytes_per_block == 3 * 2 * (8 + 16 + 2 * 4) * 16
