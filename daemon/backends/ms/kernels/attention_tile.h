@@ -119,8 +119,8 @@ template <Format F, int M>
 void mix(const MixTile& t) {
   constexpr int P = max_width(M);
   int64_t panel = 0;
-  if constexpr (P == 3)  // of four, two at a time: one alone has more to load than to multiply
-    for (; (t.panels - panel) % 3 == 1 && panel + 2 <= t.panels; panel += 2) mix_panels<F, M, 2>(t, panel);
+  if constexpr (P == 3)  // two at a time until threes are left: one alone has more to load than to multiply
+    for (; (t.panels - panel) % 3 != 0 && panel + 2 <= t.panels; panel += 2) mix_panels<F, M, 2>(t, panel);
   for (; panel + P <= t.panels; panel += P) mix_panels<F, M, P>(t, panel);
   for (; panel < t.panels; ++panel) mix_panels<F, M, 1>(t, panel);
 }
