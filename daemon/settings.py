@@ -47,7 +47,7 @@ class MsOptions(BaseModel):
     )
     kv_dtype: KvDtype = Field(
         DEFAULTS.kv_dtype,
-        description="keys and values in memory; auto is the weights' float type; fewer bits hold more tokens",
+        description="keys and values; auto is the weights' float type; fewer bits hold more, less exactly",
     )
     max_sequences: int = Field(
         DEFAULTS.max_sequences, gt=0, le=1024, description="sequences computed in one step at most"
