@@ -15,6 +15,8 @@ constexpr int64_t kLead = 2048;  // bytes to fetch ahead in each panel: the hard
 constexpr int64_t kBlock = 32;  // columns of whole numbers taken at a time; groups are multiples of it
 
 constexpr bool is_float(Format format) { return static_cast<int>(format) < kFloatFormats; }
+// Of whole numbers: what is added to them, so that they are stored from 0 on.
+constexpr int half_range(Format format) { return format == Format::int8 ? 128 : 8; }
 // Of the float formats.
 constexpr int64_t element_bytes(Format format) { return format == Format::float32 ? 4 : 2; }
 // Columns of a panel whose elements lie side by side: bfloat16 is widened by one operation from either half of a word.

@@ -74,10 +74,10 @@ float rounded(float value, Format format) {
 }
 
 // The quotient rounded to the nearest whole number within the format's range, half the range added.
-uint8_t whole(float value, float inverse, float half_range) {
+uint8_t whole(float value, float inverse, float range) {
   constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const float wanted = std::min(half_range - 1.0f, std::max(-half_range, value * inverse));
-  return static_cast<uint8_t>((wanted + kMagic) - kMagic + half_range);
+  const float wanted = std::min(range - 1.0f, std::max(-range, value * inverse));
+  return static_cast<uint8_t>((wanted + kMagic) - kMagic + range);
 }
 
 void put_quad(uint8_t* panel, Format format, int64_t quad, int64_t lane, const uint8_t* values) {
@@ -151,7 +151,7 @@ int64_t Matrix::pack(int64_t part, int64_t first, int64_t count, const void* sou
 // Round to nearest: int8 takes the largest magnitude of a group to 127; int4 takes its extreme to -8, which has no
 // counterpart above, so that all sixteen values are used.
 int64_t Matrix::round_rows(uint8_t* panel, int64_t lane, int64_t rows, const uint8_t* source, Format format) const {
-  const float half_range = format_ == Format::int8 ? 128.0f : 8.0f;
+  const auto range = static_cast<float>(half_range(format_));
   std::vector<float> values(static_cast<size_t>(round_up(grouping_.size, 4)));
   int64_t faults = 0;
   for (int64_t g = 0; g < groups(); ++g) {
@@ -170,7 +170,7 @@ int64_t Matrix::round_rows(uint8_t* panel, int64_t lane, int64_t rows, const uin
       put_scale(panel, g, lane + r, inverse == 0.0f ? 0.0f : step);
       for (int64_t i = 0; i < size; i += 4) {
         uint8_t quad[4];
-        for (int64_t j = 0; j < 4; ++j) quad[j] = whole(values[static_cast<size_t>(i + j)], inverse, half_range);
+        for (int64_t j = 0; j < 4; ++j) quad[j] = whole(values[static_cast<size_t>(i + j)], inverse, range);
         put_quad(panel, format_, (begin + i) / 4, lane + r, quad);
       }
     }
@@ -235,8 +235,8 @@ void Matrix::copy_row(int64_t row, float* out) const {
     const float step = scale(from, g, lane);
     for (int64_t k = g * grouping_.size; k < std::min(cols_, (g + 1) * grouping_.size); ++k) {
       const int byte = from[(narrow ? k / 8 : k / 4) * 64 + lane * 4 + k % 4];
-      const int value = narrow ? (byte >> (k / 4 % 2 * 4) & 15) - 8 : byte - 128;
-      out[k] = static_cast<float>(value) * step;
+      const int stored = narrow ? byte >> (k / 4 % 2 * 4) & 15 : byte;
+      out[k] = static_cast<float>(stored - half_range(format_)) * step;
     }
   }
 }

@@ -20,8 +20,6 @@ constexpr int64_t kDirectTiles = 3;   // tiles of rows up to which weights strea
 constexpr int64_t kRoundingCost = 16; // of an activation, in multiply-adds
 constexpr int64_t kPartsOfRows = 4;   // that are rounded apart
 
-int half_range(const Matrix& weights) { return weights.format() == Format::int8 ? 128 : 8; }
-
 int log2_of(int64_t width) { return width == 4 ? 2 : width == 2 ? 1 : 0; }
 
 // For weights of a block of columns in the form for many rows.
@@ -74,7 +72,7 @@ class WholeProduct {
 
   // Some groups of the rows of a tile.
   void round(const float* a, int64_t a_row, int64_t tile, int64_t group0, int64_t group1) const {
-    const Rounding how{tiles_.rows(tile), weights_.grouping().size, half_range(weights_)};
+    const Rounding how{tiles_.rows(tile), weights_.grouping().size, half_range(weights_.format())};
     const int64_t column = group0 * how.group, columns = std::min(weights_.cols(), group1 * how.group) - column;
     const WholeRows all = rows(tile);
     const int64_t at = group0 * how.rows;
