@@ -297,17 +297,14 @@ def _check_options(options: RunnerOptions) -> None:
     if options.block_size != PANEL_ROWS:
         message = f"the CPU engine has KV blocks of {PANEL_ROWS} positions, not {options.block_size}"
         raise Fault(FaultKind.INVALID_CONFIG, message)
-    known = ("auto", *FORMATS, *WHOLE_FORMATS)
-    if options.dtype not in known:
-        message = f"dtype {options.dtype!r} is not one of {', '.join(known)}"
-        raise Fault(FaultKind.INVALID_CONFIG, message)
-    if options.head_dtype not in HEAD_DTYPES:
-        message = f"head_dtype {options.head_dtype!r} is not one of {', '.join(HEAD_DTYPES)}"
-        raise Fault(FaultKind.INVALID_CONFIG, message)
-    known = ("auto", *CACHE_FORMATS)
-    if options.kv_dtype not in known:
-        message = f"kv_dtype {options.kv_dtype!r} is not one of {', '.join(known)}"
-        raise Fault(FaultKind.INVALID_CONFIG, message)
+    for name, value, known in (
+        ("dtype", options.dtype, ("auto", *FORMATS, *WHOLE_FORMATS)),
+        ("head_dtype", options.head_dtype, HEAD_DTYPES),
+        ("kv_dtype", options.kv_dtype, ("auto", *CACHE_FORMATS)),
+    ):
+        if value not in known:
+            message = f"{name} {value!r} is not one of {', '.join(known)}"
+            raise Fault(FaultKind.INVALID_CONFIG, message)
     if min(options.num_blocks, options.max_rows, options.max_logit_rows) < 1 or options.threads < 0:
         message = "num_blocks, max_rows and max_logit_rows must be positive, threads not negative"
         raise Fault(FaultKind.INVALID_CONFIG, message)
