@@ -14,11 +14,11 @@ from benchmarks.lines import LineEngine
 from benchmarks.load import EngineError, get
 from benchmarks.processes import free_port, memory_bytes
 from benchmarks.subject import OURS
-from benchmarks.synthetic import Shape
+from daemon.backends.ms.kernels import PANEL_ROWS
 from daemon.backends.ms.weights import estimate
 
-_BITS = {"float32": 32.0, "bfloat16": 16.0, "int8": 8.25, "int4": 4.5}
-"""Integers have a 16-bit scale a group: of 64 weights, of 32."""
+_BITS = {"float32": 32.0, "bfloat16": 16.0, "int8": 8.25, "int4": 4.25}
+"""Integers have a 16-bit scale for each group of 64."""
 _PACKAGE = {
     "float32": ["--link"],
     "bfloat16": ["--dtype", "bfloat16"],
@@ -65,8 +65,13 @@ class Packaged(Engine):
         return self.setting.environment()
 
     @property
-    def kv_tokens(self) -> int:
-        return max(_KV_TOKENS, self.setting.slots * self.setting.slot_tokens)
+    def kv_bytes(self) -> int:
+        """Of one position, in the type that the engine keeps keys and values in."""
+        return estimate(self.directory).kv_bytes_per_block // PANEL_ROWS
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        return max(_KV_TOKENS, self.setting.slots * self.setting.slot_tokens) * self.kv_bytes
 
 
 class MindPort(Packaged, Server):
@@ -82,7 +87,7 @@ class MindPort(Packaged, Server):
 
     def command(self) -> list[str]:
         slots, self._management_port = str(self.setting.slots + 1), free_port()
-        kv_mb = -(-self.kv_tokens * kv_bytes(self.setting.shape) // 2**20)
+        kv_mb = -(-self.kv_cache_bytes // 2**20)
         command = [program("daemon"), "start", "--foreground", "--repository", str(self.repository)]
         command += ["--http-port", str(self.port), "--grpc-port", "off", "--metrics-port", "off"]
         command += ["--management-port", str(self._management_port), "--threads"]
@@ -103,7 +108,7 @@ class MindPort(Packaged, Server):
         return {
             "worker_peak_mb": memory_bytes(ready["pid"]) / 1e6,
             "worker_mb": memory_bytes(ready["pid"], "VmRSS") / 1e6,
-            "asked_mb": (ready["details"]["weight_bytes"] + positions * kv_bytes(self.setting.shape)) / 1e6,
+            "asked_mb": (ready["details"]["weight_bytes"] + positions * self.kv_bytes) / 1e6,
         }
 
 
@@ -136,7 +141,7 @@ class EngineAlone(Packaged, LineEngine):
     def command(self) -> list[str]:
         options = self._options or {
             "max_sequences": self.setting.slots + 1,
-            "kv_cache_bytes": self.kv_tokens * kv_bytes(self.setting.shape),
+            "kv_cache_bytes": self.kv_cache_bytes,
         }
         words = [str(self.directory), str(len(self._cpus)), json.dumps(options)]
         return [sys.executable, "-m", "benchmarks.run_engine", *words]
@@ -151,11 +156,6 @@ def package(model: Path, repository: Path, weight_format: str) -> None:
     command = [program("builder"), "package", "--model", str(model), "--name", "benchmark"]
     command += ["--out", str(repository), "--quiet", *_PACKAGE[weight_format]]
     run([*command, "--version", "1", "--replace"], "builder package")
-
-
-def kv_bytes(shape: Shape) -> int:
-    """Of one position: keys and values in float32."""
-    return shape.layers * 2 * shape.kv_heads * shape.head_dim * 4
 
 
 def program(name: str) -> str:
