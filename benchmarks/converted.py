@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -43,14 +44,14 @@ class Converted(LineEngine):
         options = self.setting.options
         self.python = python_of(self.engine, options.cache, options.install)
         self.detail = self.version()
-        config = (self.setting.model / "config.json").read_bytes()
-        source = self.folder / "source.json"
-        if source.is_file() and source.read_bytes() == config:
+        command, source = self.conversion(), self.folder / "source.json"
+        made_of = json.dumps([json.loads((self.setting.model / "config.json").read_text()), command])
+        if source.is_file() and source.read_text() == made_of:
             return
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        run(self.conversion(), f"converting for {self.engine}", _OFFLINE)
-        source.write_bytes(config)
+        run(command, f"converting for {self.engine}", _OFFLINE)
+        source.write_text(made_of)
 
     @abstractmethod
     def version(self) -> str: ...
@@ -81,7 +82,7 @@ class CTranslate2(Converted):
 
 class OpenVino(Converted):
     engine = "openvino"
-    formats = {"float32": ("fp32", 32.0), "int8": ("int8", 8.0), "int4": ("int4", 4.5)}
+    formats = {"float32": ("fp32", 32.0), "int8": ("int8", 8.0), "int4": ("int4", 4.25)}
     weights = "openvino_model.bin"
 
     def version(self) -> str:
@@ -91,7 +92,7 @@ class OpenVino(Converted):
         command = [self.tool("optimum-cli"), "export", "openvino", "--model", str(self.setting.model)]
         command += ["--task", "text-generation-with-past", "--weight-format", self.kind]
         if self.kind == "int4":
-            command += ["--sym", "--group-size", "32", "--ratio", "1.0"]
+            command += ["--sym", "--group-size", "64", "--ratio", "1.0"]
         return [*command, str(self.folder)]
 
     def command(self) -> list[str]:
