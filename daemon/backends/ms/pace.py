@@ -7,7 +7,7 @@ import statistics
 from collections import deque
 from collections.abc import Sequence
 
-_LEAST_ROWS = 4
+_LEAST_ROWS = 2
 """Of prompts, whatever they cost: a prompt must come to an end."""
 _GROWTH = 1.25
 """Beyond the most rows whose cost is known."""
