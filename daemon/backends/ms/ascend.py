@@ -42,7 +42,8 @@ class AscendRunner:
         self.num_blocks: int = model.npu_num_blocks
         self.max_rows = max_rows
         self.max_logit_rows = max_rows
-        self.kv_bytes_per_block = shape.kv_bytes_per_block("float16")
+        self.kv_dtype = "float16"
+        self.kv_bytes_per_block = shape.kv_bytes_per_block(self.kv_dtype)
         self.weight_bytes = self.mapped_bytes = 0
         self._model = model
 

@@ -50,6 +50,7 @@ class LoadedRunner(Runner, Protocol):
     context_len: int
     weight_bytes: int
     mapped_bytes: int
+    kv_dtype: str
     kv_bytes_per_block: int
 
     def load_adapter(self, folder: Path) -> tuple[int, int]: ...
@@ -246,6 +247,7 @@ def _describe(runner: LoadedRunner, engine: Engine, settings: EngineSettings, dt
             "full_length_sequences": kv_tokens // settings.context_len,
             "weight_bytes": runner.weight_bytes,
             "kv_bytes": kv_bytes,
+            "kv_dtype": runner.kv_dtype,
             "max_rows": runner.max_rows,
             "prefill_slowdown": settings.prefill_slowdown,
             "prompt_lookup": settings.prompt_lookup,

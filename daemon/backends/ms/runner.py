@@ -85,7 +85,8 @@ class ModelRunner:
         self.num_blocks = options.num_blocks
         self.max_rows = options.max_rows
         self.max_logit_rows = options.max_logit_rows
-        self.kv_bytes_per_block = shape.kv_bytes_per_block(options.kv_dtype)
+        self.kv_dtype = options.kv_dtype
+        self.kv_bytes_per_block = shape.kv_bytes_per_block(self.kv_dtype)
         self.weight_bytes: int = device.weight_bytes
         self.mapped_bytes = 0
         """Of the weights, those in a mapped file: the system may take their pages back."""

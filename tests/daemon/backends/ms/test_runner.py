@@ -116,6 +116,7 @@ def test_keys_and_values_are_kept_in_the_float_type_of_the_weights(
         options = RunnerOptions(num_blocks=8, max_rows=64, max_logit_rows=64, dtype=dtype, kv_dtype=kv_dtype)
         runner = load(folder, options)
         logits = runner.execute([whole(runner, tokens(7, 40), range(3))]).copy()
+        assert runner.kv_dtype == expected
         results.append((runner.kv_bytes_per_block, logits))
         runner.close()
     assert results[0][0] == results[1][0] == estimate(folder, dtype).kv_bytes_per_block
