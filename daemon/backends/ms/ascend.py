@@ -34,6 +34,8 @@ _GIB = 2**30
 class AscendRunner:
     """One model on one NPU, for one thread."""
 
+    kv_dtype = "float16"
+
     def __init__(self, shape: DecoderShape, model: Any, max_rows: int) -> None:
         """``model``: what mindformers' ``ModelRunner`` returns."""
         self.vocab_size = shape.vocab
@@ -42,7 +44,6 @@ class AscendRunner:
         self.num_blocks: int = model.npu_num_blocks
         self.max_rows = max_rows
         self.max_logit_rows = max_rows
-        self.kv_dtype = "float16"
         self.kv_bytes_per_block = shape.kv_bytes_per_block(self.kv_dtype)
         self.weight_bytes = self.mapped_bytes = 0
         self._model = model
@@ -51,7 +52,7 @@ class AscendRunner:
     def load(cls, model_dir: Path, *, options: RunnerOptions, progress: Progress) -> AscendRunner:
         """Loads a version's folder with mindformers. Raises ``Fault``."""
         shape = DecoderShape.from_config(read_config(model_dir))
-        need = options.num_blocks * shape.kv_bytes_per_block("float16")
+        need = options.num_blocks * shape.kv_bytes_per_block(cls.kv_dtype)
         progress(0.0, "starting mindformers")
         try:
             from mindformers import ModelRunner

@@ -25,7 +25,7 @@ Use = Literal["linear", "table", "head", "exact"]
 """What a matrix is for: a table of embeddings is looked up, never multiplied unless it is the head too."""
 HEAD_DTYPES = get_args(HeadDtype)
 """Choices for a head that is stored in floats."""
-_ROUNDED = {"int8": Whole("int8", 64, "bfloat16"), "int4": Whole("int4", 64, "bfloat16")}
+_ROUNDED = {name: Whole(name, 64, "bfloat16") for name in WHOLE_FORMATS}
 _REMEDY = (
     "quantize the model again with symmetric integers of 4 or 8 bits in groups of 32, 64 or 128, without "
     "activation ordering (compressed-tensors, pack-quantized), or serve the float checkpoint"
