@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 
+from benchmarks.conversion import convert
 from benchmarks.engines import Setting, no_format
-from benchmarks.environments import python_of, run, version_of
+from benchmarks.environments import python_of, version_of
 from benchmarks.lines import LineEngine
 
 _OFFLINE = {"PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}
@@ -44,14 +43,8 @@ class Converted(LineEngine):
         options = self.setting.options
         self.python = python_of(self.engine, options.cache, options.install)
         self.detail = self.version()
-        command, source = self.conversion(), self.folder / "source.json"
-        made_of = json.dumps([json.loads((self.setting.model / "config.json").read_text()), command])
-        if source.is_file() and source.read_text() == made_of:
-            return
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        run(command, f"converting for {self.engine}", _OFFLINE)
-        source.write_text(made_of)
+        name = f"converting for {self.engine}"
+        convert(self.setting.model, self.conversion(), self.folder, name, _OFFLINE)
 
     @abstractmethod
     def version(self) -> str: ...

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 from benchmarks import peers
+from benchmarks.conversion import convert
 from benchmarks.engines import Server, Setting
 from benchmarks.environments import python_of, run, version_of
 from benchmarks.load import EngineError
@@ -48,16 +49,8 @@ class LlamaCpp(Server):
         if own is not None and not own.is_file():
             raise EngineError(f"--llama-server {own} does not exist")
         self.detail = _own_build(own) if own else _wheel(self._python)
-        config = (self.setting.model / "config.json").read_bytes()
-        source = self._gguf.with_suffix(".json")
-        if self._gguf.is_file() and source.is_file() and source.read_bytes() == config:
-            return
-        self._gguf.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._gguf.with_suffix(".partial")
         command = [str(self._python), str(_SCRIPTS / "write_gguf.py"), str(self.setting.model)]
-        run([*command, str(partial), self.format], "writing GGUF")
-        partial.rename(self._gguf)
-        source.write_bytes(config)
+        convert(self.setting.model, [*command, str(self._gguf), self.format], self._gguf, "writing GGUF")
 
     def command(self) -> list[str]:
         options, slots = self.setting.options, self.setting.slots
