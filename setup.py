@@ -27,6 +27,7 @@ X86_FLAGS = {
     "kernels_avx2.cc": AVX2,
     "kernels_avx512.cc": ["-mavx512f", *AVX2],
     "whole_avx2.cc": AVX2,
+    "whole_avx2_7bit.cc": AVX2,
     "whole_avxvnni.cc": ["-mavxvnni", *AVX2],
     "whole_avx512vnni.cc": [*AVX512_VNNI, *AVX2],
 }

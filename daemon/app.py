@@ -221,6 +221,7 @@ def _ms_options(options: MsOptions, trust_model_code: bool) -> dict[str, Any]:
         "dtype": options.dtype,
         "head_dtype": options.head_dtype,
         "kv_dtype": options.kv_dtype,
+        "activation_dtype": options.activation_dtype,
         "max_sequences": options.max_sequences,
         "max_rows": options.max_rows,
         "prefill_slowdown": options.prefill_slowdown,

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from daemon.engine_options import DEFAULTS, ComputeDevice, Dtype, HeadDtype, KvDtype
+from daemon.engine_options import DEFAULTS, ActivationDtype, ComputeDevice, Dtype, HeadDtype, KvDtype
 
 
 def _port(value: Any) -> Any:
@@ -48,6 +48,10 @@ class MsOptions(BaseModel):
     kv_dtype: KvDtype = Field(
         DEFAULTS.kv_dtype,
         description="keys and values; auto is the weights' float type; fewer bits hold more, less exactly",
+    )
+    activation_dtype: ActivationDtype = Field(
+        DEFAULTS.activation_dtype,
+        description="activations before int8 weights; auto is int7 on AVX2 without VNNI, where it is faster",
     )
     max_sequences: int = Field(
         DEFAULTS.max_sequences, gt=0, le=1024, description="sequences computed in one step at most"

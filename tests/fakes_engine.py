@@ -85,7 +85,7 @@ class FakeRunner:
     context_len = 1 << 20
     weight_bytes = 1000
     mapped_bytes = 0
-    kv_dtype = "float32"
+    kv_dtype = activation_dtype = "float32"
     kv_bytes_per_block = 100
 
     def __init__(

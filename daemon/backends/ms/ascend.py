@@ -34,7 +34,7 @@ _GIB = 2**30
 class AscendRunner:
     """One model on one NPU, for one thread."""
 
-    kv_dtype = "float16"
+    kv_dtype = activation_dtype = "float16"
 
     def __init__(self, shape: DecoderShape, model: Any, max_rows: int) -> None:
         """``model``: what mindformers' ``ModelRunner`` returns."""

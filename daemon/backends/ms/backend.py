@@ -51,6 +51,7 @@ class LoadedRunner(Runner, Protocol):
     weight_bytes: int
     mapped_bytes: int
     kv_dtype: str
+    activation_dtype: str
     kv_bytes_per_block: int
 
     def load_adapter(self, folder: Path) -> tuple[int, int]: ...
@@ -145,6 +146,7 @@ class MsBackend:
             dtype=options.dtype,
             head_dtype=options.head_dtype,
             kv_dtype=options.kv_dtype,
+            activation_dtype=options.activation_dtype,
             allow_nonfinite=options.allow_nonfinite,
             packed_cache=Path(options.packed_cache) if options.packed_cache else None,
         )
@@ -248,6 +250,7 @@ def _describe(runner: LoadedRunner, engine: Engine, settings: EngineSettings, dt
             "weight_bytes": runner.weight_bytes,
             "kv_bytes": kv_bytes,
             "kv_dtype": runner.kv_dtype,
+            "activation_dtype": runner.activation_dtype,
             "max_rows": runner.max_rows,
             "prefill_slowdown": settings.prefill_slowdown,
             "prompt_lookup": settings.prompt_lookup,

@@ -154,6 +154,11 @@ class Formats:
         rounds_head = head_dtype == "int8" or (head_dtype == "auto" and is_quantized)
         return cls(checkpoint, scheme, floats, rounded, rounds_head, bool(config.get("tie_word_embeddings")))
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether any matrix is of whole numbers."""
+        return self.scheme is not None or self.rounded is not None or self.rounds_head
+
     def of_cache(self, kv_dtype: str) -> str:
         """Of keys and values, by the option of that name."""
         return self.floats if kv_dtype == "auto" else kv_dtype

@@ -25,6 +25,7 @@ from daemon.backends.ms.adapters import AdapterLoader
 from daemon.backends.ms.checkpoint import Checkpoint
 from daemon.backends.ms.graph_cache import code_digest
 from daemon.backends.ms.kernels import (
+    ACTIVATION_BITS,
     CACHE_FORMATS,
     FORMATS,
     PANEL_ROWS,
@@ -67,6 +68,8 @@ class RunnerOptions:
     kv_dtype: str = DEFAULTS.kv_dtype
     """Of cached keys and values: ``auto`` (the float type of the weights), ``float32``, ``bfloat16`` or
     ``float16`` in half the memory, or ``int8`` in little more than a quarter."""
+    activation_dtype: str = DEFAULTS.activation_dtype
+    """Of activations that meet int8 weights: ``int8``, ``int7`` or ``auto``, the quicker one here."""
     allow_nonfinite: bool = DEFAULTS.allow_nonfinite
     """Weights may be infinite or NaN."""
     block_size: int = PANEL_ROWS
@@ -86,6 +89,7 @@ class ModelRunner:
         self.max_rows = options.max_rows
         self.max_logit_rows = options.max_logit_rows
         self.kv_dtype = options.kv_dtype
+        self.activation_dtype = options.activation_dtype
         self.kv_bytes_per_block = shape.kv_bytes_per_block(self.kv_dtype)
         self.weight_bytes: int = device.weight_bytes
         self.mapped_bytes = 0
@@ -134,7 +138,12 @@ class ModelRunner:
 
         (shape, options), (kernels, checkpoint) = wanted, sources
         formats = Formats.of_model(checkpoint, config, options.dtype, options.head_dtype)
-        options = replace(options, kv_dtype=formats.of_cache(options.kv_dtype))
+        chosen = kernels.select_activations(options.activation_dtype)
+        options = replace(
+            options,
+            kv_dtype=formats.of_cache(options.kv_dtype),
+            activation_dtype=chosen if formats.is_quantized else "float32",
+        )
         limits = (options.max_rows, options.max_logit_rows, options.num_blocks)
         model = kernels.new_model(*limits, kv_dtype=options.kv_dtype)
         device = Device(kernels, model, options.max_rows, formats)
@@ -302,6 +311,7 @@ def _check_options(options: RunnerOptions) -> None:
         ("dtype", options.dtype, ("auto", *FORMATS, *WHOLE_FORMATS)),
         ("head_dtype", options.head_dtype, HEAD_DTYPES),
         ("kv_dtype", options.kv_dtype, ("auto", *CACHE_FORMATS)),
+        ("activation_dtype", options.activation_dtype, tuple(ACTIVATION_BITS)),
     ):
         if value not in known:
             message = f"{name} {value!r} is not one of {', '.join(known)}"

@@ -31,6 +31,8 @@ ISA_VARIABLE = "MINDPORT_KERNELS_ISA"
 """Environment variable that forces an instruction set, one of ``ISAS``."""
 ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "neon", "dotprod", "i8mm")
 """Instruction sets there are kernels for; a processor has some of them."""
+ACTIVATION_BITS: Mapping[str, int] = MappingProxyType({"auto": 0, "int8": 8, "int7": 7})
+"""To which activations are rounded before they meet int8 weights; auto: the quickest here."""
 PANEL_ROWS = 16
 """Rows of a packed panel, and positions of a KV block."""
 
@@ -53,6 +55,7 @@ _POINTER = ctypes.c_void_p
 _SIGNATURES: Mapping[str, tuple[int, int]] = MappingProxyType(
     {
         "mp_set_threads": (1, 0),
+        "mp_select_activation_bits": (1, 0),
         "mp_reserve": (1, 0),
         "mp_reserve_clear": (0, 0),
         "mp_matrix_new": (6, 0),
@@ -146,8 +149,7 @@ class Kernels:
         library.mp_matrix_pack.argtypes = [_INT64] * 4 + [_POINTER, _INT64]
         library.mp_matrix_pack_scales.argtypes = library.mp_matrix_pack.argtypes
         library.mp_matrix_pack_whole.argtypes = [_INT64] * 4 + [_POINTER]
-        for name in ("mp_matrix_pack_scales", "mp_matrix_pack_whole"):
-            getattr(library, name).restype = _INT64
+        library.mp_matrix_pack_scales.restype = library.mp_matrix_pack_whole.restype = _INT64
         library.mp_matmul.argtypes = [_INT64, _POINTER, _INT64, _INT64, _POINTER]
         library.mp_matrix_pack.restype = library.mp_matmul.restype = library.mp_threads.restype = _INT64
         library.mp_select_isa.argtypes = [ctypes.c_char_p]
@@ -160,8 +162,7 @@ class Kernels:
         for name in ("mp_logits", "mp_block_vector", "mp_matrix_data", "mp_likeliest"):
             getattr(library, name).restype = _POINTER
         library.mp_rms_norm.argtypes = [_POINTER, _POINTER, ctypes.c_float, _INT64, _POINTER]
-        for name in ("mp_exp", "mp_silu"):
-            getattr(library, name).argtypes = [_POINTER, _INT64, _POINTER]
+        library.mp_exp.argtypes = library.mp_silu.argtypes = [_POINTER, _INT64, _POINTER]
         library.mp_softmax.argtypes = library.mp_finite.argtypes = [_POINTER, _INT64]
         library.mp_softmax.restype = ctypes.c_float
         library.mp_finite.restype = _INT64
@@ -191,6 +192,10 @@ class Kernels:
     @threads.setter
     def threads(self, count: int) -> None:
         self._check(self._library.mp_set_threads(count))
+
+    def select_activations(self, dtype: str) -> str:
+        """Which of ``ACTIVATION_BITS`` products use from now on; the one that was selected."""
+        return f"int{self._check(self._library.mp_select_activation_bits(ACTIVATION_BITS[dtype]))}"
 
     # Matrices.
 

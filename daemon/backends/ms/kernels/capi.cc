@@ -7,6 +7,7 @@
 #include "model.h"
 #include "table.h"
 #include "threadpool.h"
+#include "whole_table.h"
 
 #define MP_API extern "C" __attribute__((visibility("default")))
 
@@ -49,6 +50,16 @@ MP_API int64_t mp_set_threads(int64_t threads) {
     std::lock_guard<std::mutex> lock(Registry::instance().mutex());
     ThreadPool::instance().resize(static_cast<int>(threads));
     return int64_t{0};
+  });
+}
+
+// Of activations that meet weights of 8 bits; 0: the quickest. The bits that were selected.
+MP_API int64_t mp_select_activation_bits(int64_t bits) {
+  return guarded([&] {
+    if (bits != 0 && bits != 7 && bits != 8) throw std::invalid_argument("activations have 7 or 8 bits");
+    std::lock_guard<std::mutex> lock(Registry::instance().mutex());
+    select_activation_bits(bits == 0 ? quickest_activation_bits() : static_cast<int>(bits));
+    return static_cast<int64_t>(activation_bits());
   });
 }
 

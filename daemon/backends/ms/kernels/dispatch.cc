@@ -18,6 +18,7 @@ struct InstructionSet {
   bool (*present)();
   const KernelTable* floats;
   const WholeTable* (*wholes)();
+  const WholeTable* (*wholes_7bit)() = nullptr;  // null: no quicker
 };
 
 bool always() { return true; }
@@ -51,9 +52,9 @@ bool has_i8mm() { return whole_i8mm() != nullptr && (getauxval(AT_HWCAP2) & kMat
 const InstructionSet instruction_sets[] = {
 #if defined(__x86_64__)
     {"avx512vnni", has_avx512vnni, &avx512_table, whole_avx512vnni},
-    {"avx512", has_avx512, &avx512_table, whole_avx2},
+    {"avx512", has_avx512, &avx512_table, whole_avx2, whole_avx2_7bit},
     {"avxvnni", has_avxvnni, &avx2_table, whole_avxvnni},
-    {"avx2", has_avx2, &avx2_table, whole_avx2},
+    {"avx2", has_avx2, &avx2_table, whole_avx2, whole_avx2_7bit},
 #elif defined(__aarch64__)
     {"i8mm", has_i8mm, &neon_table, whole_i8mm},
     {"dotprod", has_dotprod, &neon_table, whole_dotprod},
@@ -73,12 +74,22 @@ std::atomic<const InstructionSet*>& chosen() {
   return set;
 }
 
+std::atomic<int>& bits_of_activations() {
+  static std::atomic<int> bits{8};
+  return bits;
+}
+
 const InstructionSet& current() { return *chosen().load(std::memory_order_relaxed); }
 
 }  // namespace
 
 const KernelTable& kernels() { return *current().floats; }
-const WholeTable& whole_kernels() { return *current().wholes(); }
+const WholeTable& whole_kernels() {
+  const InstructionSet& set = current();
+  return *(activation_bits() == 7 && set.wholes_7bit != nullptr ? set.wholes_7bit : set.wholes)();
+}
+int activation_bits() { return bits_of_activations().load(std::memory_order_relaxed); }
+int quickest_activation_bits() { return current().wholes_7bit != nullptr ? 7 : 8; }
 const char* kernels_name() { return current().name; }
 
 bool select_kernels(const char* name) {
@@ -89,5 +100,7 @@ bool select_kernels(const char* name) {
   }
   return false;
 }
+
+void select_activation_bits(int bits) { bits_of_activations().store(bits); }
 
 }  // namespace mindport

@@ -13,7 +13,7 @@ using U = I;  // weights as they are
 constexpr bool kSignedBytes = false;
 constexpr bool kNarrowSums = false;
 constexpr int kWholeTileRows = 12;
-constexpr int kManyRows = 12, kManyWidth = 2;
+constexpr int kManyRows = 12, kManyWidth = 2, kFetchWords = 1;
 constexpr int whole_width(int rows) { return rows <= 5 ? 4 : 2; }
 
 inline I i_set1(int32_t x) { return _mm512_set1_epi32(x); }

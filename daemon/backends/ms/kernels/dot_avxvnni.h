@@ -10,7 +10,7 @@ using U = I;  // weights as they are
 constexpr bool kSignedBytes = false;
 constexpr bool kNarrowSums = false;
 constexpr int kWholeTileRows = 6;
-constexpr int kManyRows = 6, kManyWidth = 1;
+constexpr int kManyRows = 6, kManyWidth = 1, kFetchWords = 1;
 constexpr int whole_width(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
 
 inline U load_bytes(const uint8_t* p) { return i_load(p); }

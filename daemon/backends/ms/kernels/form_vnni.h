@@ -1,45 +1,11 @@
-// Many rows with VNNI: weights as bytes, four columns a word.
+// Many rows with VNNI: weights of four bits become bytes, too.
 #pragma once
 
-#include "whole_table.h"
+#include "form_bytes.h"
+#include "spread.h"
 
 namespace mindport {
 namespace {
-
-struct ByteForm {
-  static constexpr bool kSigned = false;
-  static constexpr int64_t kBlockBytes = kBlock * kLanes, kBlockWords = kBlock / 4;
-  static constexpr void (*weights)(const uint8_t*, int64_t, uint8_t*) = nullptr;  // as they are
-  static constexpr void (*rows)(const int32_t*, int64_t, int64_t, int32_t*) = nullptr;
-
-  template <int M, int P>
-  __attribute__((always_inline)) static inline void add(Sums<M, P>& sums, const uint8_t* b, int64_t panel,
-                                                        const int32_t* a, int64_t blocks, Fetch& fetch) {
-#pragma GCC unroll 1
-    for (int64_t q = blocks * kBlockWords; q > 0; --q) {
-      U w[P][kRegisters];
-#pragma GCC unroll 16
-      for (int p = 0; p < P; ++p)
-#pragma GCC unroll 16
-        for (int n = 0; n < kRegisters; ++n) w[p][n] = load_bytes(b + p * panel + n * 4 * L);
-      fetch.next();
-      dot_quad<M, P>(sums, w, a);
-      b += 64;
-      a += M;
-    }
-  }
-};
-
-inline void spread_nibbles(const uint8_t* b, int64_t blocks, uint8_t* out) {
-  for (int64_t i = 0; i < blocks * 4; ++i) {
-#pragma GCC unroll 4
-    for (int n = 0; n < kRegisters; ++n) {
-      const I raw = i_load(b + i * 64 + n * 4 * L);
-      i_store(out + i * 128 + n * 4 * L, low_nibbles(raw));
-      i_store(out + i * 128 + 64 + n * 4 * L, high_nibbles(raw));
-    }
-  }
-}
 
 struct NibbleForm : ByteForm {
   static constexpr void (*weights)(const uint8_t*, int64_t, uint8_t*) = spread_nibbles;

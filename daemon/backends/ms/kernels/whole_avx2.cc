@@ -4,6 +4,7 @@
 // order matters: the dot product first
 #include "whole_tile.h"
 #include "form_avx2.h"
+#include "form_nibbles_avx2.h"
 #include "whole_many.h"
 
 namespace mindport {

@@ -50,6 +50,7 @@ constexpr WholeMany make_many() {
   many.width = kManyWidth;
   many.block_bytes = Form::kBlockBytes;
   many.block_words = Form::kBlockWords;
+  many.fetch_words = kFetchWords;
   many.weights = Form::weights;
   many.rows = Form::rows;
   fill_many<Form, 1>(many);

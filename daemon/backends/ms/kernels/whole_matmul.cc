@@ -72,7 +72,8 @@ class WholeProduct {
 
   // Some groups of the rows of a tile.
   void round(const float* a, int64_t a_row, int64_t tile, int64_t group0, int64_t group1) const {
-    const Rounding how{tiles_.rows(tile), weights_.grouping().size, half_range(weights_.format())};
+    const int most = weights_.format() == Format::int8 && activation_bits() == 7 ? kLargest7Bit : kLargest8Bit;
+    const Rounding how{tiles_.rows(tile), weights_.grouping().size, half_range(weights_.format()), most};
     const int64_t column = group0 * how.group, columns = std::min(weights_.cols(), group1 * how.group) - column;
     const WholeRows all = rows(tile);
     const int64_t at = group0 * how.rows;
@@ -189,7 +190,7 @@ class WholeProduct {
            group * kLanes * element_bytes(weights_.grouping().scales);
   }
 
-  // Each tile fetches a panel of the next piece.
+  // Each tile fetches a panel of the next piece, or a part of one where fetches are rare.
   void multiply_many(const Piece& piece, const Piece& next, int64_t tile0, int64_t tile1, const Region& region,
                      int worker) const {
     const int64_t group = piece.begin / group_blocks_;
@@ -204,7 +205,7 @@ class WholeProduct {
       b = room;
     }
     for (int64_t t = tile0; t < tile1; ++t) {
-      const int64_t rows = tiles_.rows(t), panel = next.panel + t - tile0;
+      const int64_t rows = tiles_.rows(t), turn = t - tile0, parts = many_.fetch_words, panel = next.panel + turn / parts;
       const WholeRows a = this->rows(t);
       const bool fetch = next.size() > 0 && panel < next.panel + next.width;
       many_.tile[rows][piece.width > 1](
@@ -212,7 +213,8 @@ class WholeProduct {
             a.scales + group * rows, a.offsets + group * rows},
            b, scales_at(piece.panel, group), weights_.grouping().scales, b_panel, weights_.panel_bytes(), piece.size(),
            group_blocks_, region.at(tiles_.first(t), piece.panel), region.c_row, piece.begin > 0,
-           fetch ? block_at(panel, next.begin) : nullptr, block_bytes_ / many_.block_words});
+           fetch ? block_at(panel, next.begin) + turn % parts * next.size() * block_bytes_ / parts : nullptr,
+           block_bytes_ / many_.block_words});
     }
   }
 

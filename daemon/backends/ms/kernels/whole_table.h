@@ -18,10 +18,11 @@ struct WholeRows {
   int32_t* offsets;  // [groups][rows]
 };
 
-// How activations are rounded: the rows of a tile, by groups of so many columns, for weights of -half_range and more.
+// How activations are rounded: the rows of a tile, by groups of so many columns whose largest magnitude goes to `most`,
+// for weights of -half_range and more.
 struct Rounding {
   int64_t rows, group;
-  int half_range;
+  int half_range, most;
 };
 
 // C[row, 16 p + lane] (+)= the product over whole groups of columns.
@@ -37,7 +38,7 @@ struct WholeTile {
   float* c;
   int64_t c_row;
   bool resume;           // continue from C rather than from zero
-  const void* ahead = nullptr;  // memory to fetch meanwhile, of each panel; many rows: a line for each word of a row, or null
+  const void* ahead = nullptr;  // memory to fetch meanwhile, of each panel; many rows: lines of one, or null
   int64_t ahead_step = 0;       // bytes between those lines
 };
 using WholeFunction = void (*)(const WholeTile&);
@@ -47,6 +48,7 @@ struct WholeMany {
   int tile_rows, width;     // most rows and panels a tile takes; 0 rows: there is no such form
   int64_t block_bytes;      // of 32 columns of a panel
   int64_t block_words;      // of 32 columns of a row
+  int64_t fetch_words;      // a tile fetches a line each so many words of a row
   void (*weights)(const uint8_t* b, int64_t blocks, uint8_t* out);                     // null: they stay as they are
   void (*rows)(const int32_t* words, int64_t count, int64_t rows, int32_t* out);       // null: they stay as they are
   WholeFunction tile[kWholeRows + 1][2];  // by rows; one panel, or `width`
@@ -64,13 +66,22 @@ struct WholeTable {
 // Null where the compiler does not know the instructions.
 const WholeTable* whole_portable();
 const WholeTable* whole_avx2();
+const WholeTable* whole_avx2_7bit();
 const WholeTable* whole_avxvnni();
 const WholeTable* whole_avx512vnni();
 const WholeTable* whole_neon();
 const WholeTable* whole_dotprod();
 const WholeTable* whole_i8mm();
 
-// The table in use; chosen together with the one of floats.
+// Activations that meet weights of 8 bits are rounded to 8 bits, or to 7: AVX2, which multiplies bytes in pairs, needs
+// fewer operations for those. 8 until selected otherwise; the same for all products of the process.
+void select_activation_bits(int bits);
+int activation_bits();
+int quickest_activation_bits();
+// What the largest magnitude of a group of activations goes to.
+constexpr int kLargest8Bit = 127, kLargest7Bit = 64;
+
+// The table in use; chosen together with the one of floats, and by the bits of activations.
 const WholeTable& whole_kernels();
 
 }  // namespace mindport

@@ -192,9 +192,9 @@ inline void round_group(const float* x, int64_t n, const Rounding& how, const Wh
   const int32_t bits = largest(x, n);
   const bool sound = bits < 0x7f800000;
   const float most = bits_float(static_cast<uint32_t>(bits));
-  const float inverse = sound && most > 1e-30f ? 127.0f / most : 0.0f;
+  const float inverse = sound && most > 1e-30f ? static_cast<float>(how.most) / most : 0.0f;
   const int32_t sum = round_values(x, n, inverse, out.words, how.rows);
-  *out.scales = !sound ? __builtin_nanf("") : inverse == 0.0f ? 0.0f : most / 127.0f;
+  *out.scales = !sound ? __builtin_nanf("") : inverse == 0.0f ? 0.0f : most / static_cast<float>(how.most);
   *out.offsets = sound ? -how.half_range * sum : 0;
 }
 

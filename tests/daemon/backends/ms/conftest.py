@@ -14,6 +14,7 @@ def kernels() -> Iterator[Kernels]:
     """The library belongs to the process: what a module selects is taken back."""
     library = Kernels()
     before, threads = library.isa, library.threads
+    library.select_activations("int8")
     yield library
     library.select_isa(before)
     library.threads = threads

@@ -44,7 +44,9 @@ def write_model(folder: Path, case: Case) -> Path:
 @contextmanager
 def running(folder: Path, case: Case) -> Iterator[ModelRunner]:
     blocks = -(-max(case.lengths) // 16)
-    options = RunnerOptions(num_blocks=blocks, max_rows=512, max_logit_rows=16, threads=2)
+    options = RunnerOptions(
+        num_blocks=blocks, max_rows=512, max_logit_rows=16, threads=2, activation_dtype="int8"
+    )
     runner = ModelRunner.load(folder, options=options, progress=lambda fraction, what: None)
     try:
         yield runner

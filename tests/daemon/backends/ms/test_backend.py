@@ -88,6 +88,7 @@ async def test_load_describes_the_model_and_forecasts_the_cache(folder: Path) ->
     assert info.context_len == TINY_CONTEXT
     assert info.kv_tokens == options.num_blocks * 4
     assert (info.details["num_blocks"], info.details["kv_dtype"]) == (options.num_blocks, "float32")
+    assert info.details["activation_dtype"] == "float32"
     assert info.details["full_length_sequences"] == info.kv_tokens // TINY_CONTEXT
     assert progress == [1.0]
 

@@ -24,8 +24,11 @@ def normal(seed: int, *shape: int) -> FloatArray:
 class Packed:
     """A packed matrix of whole numbers, from the layout of checkpoints, that is freed again."""
 
-    def __init__(self, kernels: Kernels, weights: FloatArray, bits: int, group: int) -> None:
+    def __init__(
+        self, kernels: Kernels, weights: FloatArray, bits: int, group: int, activations: str = "int8"
+    ) -> None:
         self.kernels, self.group, self.rows = kernels, group, weights.shape[0]
+        self.steps = 64 if kernels.select_activations(activations) == "int7" and bits == 8 else 127
         self.whole, self.scales = quantize(weights, bits, group)
         dtype = Whole(f"int{bits}", group, "float16")
         self.handle = kernels.new_whole_matrix(self.rows, weights.shape[1], dtype)
@@ -36,6 +39,7 @@ class Packed:
 
     def __exit__(self, *_: object) -> None:
         self.kernels.free_matrix(self.handle)
+        self.kernels.select_activations("int8")
 
     def put(self, words: npt.NDArray[np.int32], scales: FloatArray) -> int:
         rows = (0, 0, self.rows)
@@ -46,14 +50,14 @@ class Packed:
         return self.kernels.matmul(self.handle, a, -(-self.rows // 16))[:, : self.rows]
 
     def expected(self, a: FloatArray) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-        """Activations rounded to 127 steps a group, products exact."""
+        """Activations rounded to so many steps a group, products exact."""
         total = np.zeros((a.shape[0], self.rows))
         for place in range(self.scales.shape[1]):
             columns = slice(place * self.group, (place + 1) * self.group)
             most = np.abs(a[:, columns]).max(1, keepdims=True)
-            steps = np.rint(a[:, columns] * (np.float32(127) / np.where(most > 0, most, 1)))
+            steps = np.rint(a[:, columns] * (np.float32(self.steps) / np.where(most > 0, most, 1)))
             products = steps.astype(np.int64) @ self.whole[:, columns].T
-            total += products * (most.astype(np.float64) / 127) * self.scales[:, place]
+            total += products * (most.astype(np.float64) / self.steps) * self.scales[:, place]
         return total
 
 
@@ -65,6 +69,7 @@ class Case:
     bits: int
     group: int
     seed: int
+    activations: str
 
 
 CASES = st.builds(
@@ -75,6 +80,7 @@ CASES = st.builds(
     bits=st.sampled_from((4, 8)),
     group=st.sampled_from((32, 64, 96, 128)),
     seed=st.integers(0, 9),
+    activations=st.sampled_from(("int8", "int7")),
 )
 
 
@@ -82,25 +88,25 @@ CASES = st.builds(
 @given(case=CASES)
 def test_the_product_is_of_exact_integers(kernels: Kernels, case: Case) -> None:
     weights, a = normal(case.seed, case.n, case.k), normal(case.seed + 1, case.m, case.k)
-    with Packed(kernels, weights, case.bits, case.group) as matrix:
+    with Packed(kernels, weights, case.bits, case.group, case.activations) as matrix:
         weights = dequantize(matrix.whole, matrix.scales, case.group)
         bound = np.abs(a).astype(np.float64) @ np.abs(weights).T
         # An activation halfway between two steps may go either way in the last bit of float32.
-        step = np.abs(a).max() / 127 * np.abs(weights).max()
+        step = np.abs(a).max() / matrix.steps * np.abs(weights).max()
         error = np.abs(matrix.times(a) - matrix.expected(a))
         assert np.all(error <= 1e-6 * bound + 1.01 * step)
         assert np.mean(error > 1e-6 * bound + 1e-30) < 0.01
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("bits", "activations"), [(4, "int8"), (8, "int8"), (4, "int7"), (8, "int7")])
 @pytest.mark.parametrize("group", [32, 128])
 def test_the_bits_are_the_same_everywhere(
-    kernels: Kernels, isas: Sequence[str], bits: int, group: int
+    kernels: Kernels, isas: Sequence[str], bits: int, activations: str, group: int
 ) -> None:
     weights, a = normal(0, 333, 521), normal(1, 61, 521)
     weights[5], a[7] = 0, 0
     seen = []
-    with Packed(kernels, weights, bits, group) as matrix:
+    with Packed(kernels, weights, bits, group, activations) as matrix:
         for isa in isas:
             kernels.select_isa(isa)
             for threads in (1, 3):
@@ -113,15 +119,15 @@ def test_the_bits_are_the_same_everywhere(
     assert not seen[0][:, 5].any()
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("bits", "activations"), [(4, "int8"), (8, "int8"), (8, "int7")])
 @pytest.mark.parametrize("rows", [3, 40])
 def test_the_largest_sums_do_not_overflow(
-    kernels: Kernels, isas: Sequence[str], bits: int, rows: int
+    kernels: Kernels, isas: Sequence[str], bits: int, activations: str, rows: int
 ) -> None:
     half = 1 << (bits - 1)
     a = np.tile(np.array([127, -127], np.float32), (rows, 256))
     for sign in (1, -1):
-        with Packed(kernels, np.ones((16, 512), np.float32), bits, 128) as matrix:
+        with Packed(kernels, np.ones((16, 512), np.float32), bits, 128, activations) as matrix:
             whole = np.full((16, 512), -half if sign < 0 else half - 1, np.int64)
             matrix.put(pack(whole, bits), np.ones((16, 4), np.float32))
             for isa in isas:
@@ -191,3 +197,14 @@ def test_wrong_calls_are_refused(kernels: Kernels) -> None:
     with pytest.raises(KernelError, match="outside the matrix"):
         kernels.pack_whole(whole, (0, 8, 16), pointer(words))
     kernels.free_matrix(whole)
+
+
+@pytest.mark.parametrize(("isa", "quickest"), [("avx2", "int7"), ("avx512", "int7"), ("portable", "int8")])
+def test_the_quickest_activations(kernels: Kernels, isas: Sequence[str], isa: str, quickest: str) -> None:
+    if isa not in isas:
+        pytest.skip(f"this processor lacks {isa}")
+    kernels.select_isa(isa)
+    assert kernels.select_activations("auto") == quickest
+    assert kernels.select_activations("int8") == "int8"
+    with pytest.raises(KeyError):
+        kernels.select_activations("int6")

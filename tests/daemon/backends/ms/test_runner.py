@@ -324,6 +324,7 @@ def test_a_lost_tensor_fails_the_load(tmp_path: Path) -> None:
         (RunnerOptions(num_blocks=4, dtype="int3"), "dtype 'int3'"),
         (RunnerOptions(num_blocks=4, kv_dtype="int4"), "kv_dtype 'int4'"),
         (RunnerOptions(num_blocks=4, head_dtype="int4"), "head_dtype 'int4'"),
+        (RunnerOptions(num_blocks=4, activation_dtype="int6"), "activation_dtype 'int6'"),
         (RunnerOptions(num_blocks=4, block_size=32), "blocks of 16 positions"),
         (RunnerOptions(num_blocks=1 << 40), "out of memory"),
     ],

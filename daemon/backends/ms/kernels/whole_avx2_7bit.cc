@@ -1,0 +1,20 @@
+#include "whole_table.h"
+#if defined(__AVX2__)
+#include "dot_avx2_7bit.h"
+// order matters: the dot product first
+#include "whole_tile.h"
+#include "form_bytes.h"
+#include "form_nibbles_avx2.h"
+#include "whole_many.h"
+
+namespace mindport {
+const WholeTable* whole_avx2_7bit() {
+  static constexpr WholeTable table = make_many_table();
+  return &table;
+}
+}  // namespace mindport
+#else
+namespace mindport {
+const WholeTable* whole_avx2_7bit() { return nullptr; }
+}  // namespace mindport
+#endif
