@@ -28,6 +28,10 @@ struct Elements<Format::float16> {
 template <Format F>
 constexpr int kColumnsOfLine = static_cast<int>(kLine / kLanes / element_bytes(F));
 
+// Columns of a step of a tile's loop: where registers are few, counting would take a good part of the operations.
+template <Format F>
+constexpr int kColumnsOfStep = kColumnsOfLine<F> > kLeastColumns ? kColumnsOfLine<F> : kLeastColumns;
+
 // Register n of a column of the line of a panel.
 template <Format F, class E>
 inline W load_column(const E* line, int column, int n) {
@@ -65,16 +69,22 @@ void packed_tile(const Tile& t) {
   const E* b = static_cast<const E*>(t.b);
   const float* a = t.a;
   const int64_t b_panel = t.b_panel;
-  constexpr int kColumns = kColumnsOfLine<F>;
+  constexpr int kColumns = kColumnsOfLine<F>, kStep = kColumnsOfStep<F>;
   Fetch ahead(t, t.a);
+  ahead.step *= kStep / kColumns;
   int64_t k = t.k;
 #pragma GCC unroll 1
-  for (; k >= kColumns; k -= kColumns, b += kColumns * kLanes) {
+  for (; k >= kStep; k -= kStep) {
     ahead.next();
 #pragma GCC unroll 32
-    for (int i = 0; i < kColumns; ++i, a += M) add_column<F, M, P>(totals, b, i, b_panel, a, 1);
+    for (int i = 0; i < kStep; ++i)
+      add_column<F, M, P>(totals, b + i / kColumns * kColumns * kLanes, i % kColumns, b_panel, a + i * M, 1);
+    b += kStep * kLanes;
+    a += kStep * M;
   }
-  if (k > 0) add_column<F, M, P>(totals, b, 0, b_panel, a, 1);
+#pragma GCC unroll 1
+  for (int i = 0; i < k; ++i)
+    add_column<F, M, P>(totals, b + i / kColumns * kColumns * kLanes, i % kColumns, b_panel, a + i * M, 1);
   store_totals(t, totals);
 }
 
@@ -83,7 +93,7 @@ void packed_tile(const Tile& t) {
 template <Format F, int M, int P>
 void few_tile(const Tile& t) {
   using E = typename Elements<F>::Type;
-  constexpr int kColumns = kColumnsOfLine<F>;
+  constexpr int kColumns = kColumnsOfLine<F>, kStep = kColumnsOfStep<F>;
   Totals<M, P> totals;
   load_totals(t, totals);
 
@@ -94,16 +104,22 @@ void few_tile(const Tile& t) {
   const int64_t step = t.ahead != nullptr ? t.ahead_step : 64;
   int64_t k = t.k;
 #pragma GCC unroll 1
-  for (; k >= kColumns; k -= kColumns) {
+  for (; k >= kStep; k -= kStep) {
 #pragma GCC unroll 32
-    for (int p = 0; p < P; ++p) __builtin_prefetch(ahead + p * b_panel * static_cast<int64_t>(sizeof(E)));
-    ahead += step;
+    for (int i = 0; i < kStep; ++i) {
+      if (i % kColumns == 0) {
 #pragma GCC unroll 32
-    for (int i = 0; i < kColumns; ++i) add_column<F, M, P>(totals, b, i, b_panel, a + i, a_row);
-    b += kColumns * kLanes;
-    a += kColumns;
+        for (int p = 0; p < P; ++p) __builtin_prefetch(ahead + p * b_panel * static_cast<int64_t>(sizeof(E)));
+        ahead += step;
+      }
+      add_column<F, M, P>(totals, b + i / kColumns * kColumns * kLanes, i % kColumns, b_panel, a + i, a_row);
+    }
+    b += kStep * kLanes;
+    a += kStep;
   }
-  if (k > 0) add_column<F, M, P>(totals, b, 0, b_panel, a, a_row);
+#pragma GCC unroll 1
+  for (int i = 0; i < k; ++i)
+    add_column<F, M, P>(totals, b + i / kColumns * kColumns * kLanes, i % kColumns, b_panel, a + i, a_row);
 
   store_totals(t, totals);
 }

@@ -14,6 +14,7 @@ constexpr int kRowsOfTile = 12;  // most rows of a tile of blocks
 constexpr int kFewRows = 14;     // most rows a tile takes, and panels it may take without running out of registers
 constexpr int max_width(int rows) { return rows <= 6 ? 4 : rows <= 9 ? 3 : 2; }
 constexpr int kPackedWidth = 2;
+constexpr int kLeastColumns = 1;  // of a step of a tile
 
 inline W w_load(const float* p) { return _mm512_loadu_ps(p); }
 inline void w_store(float* p, W a) { _mm512_storeu_ps(p, a); }

@@ -14,6 +14,7 @@ constexpr int kRowsOfTile = 6;  // most rows of a tile of blocks
 constexpr int kFewRows = 6;     // most rows a tile takes, and panels it may take without running out of registers
 constexpr int max_width(int rows) { return rows <= 2 ? 2 : 1; }
 constexpr int kPackedWidth = 1;
+constexpr int kLeastColumns = 1;  // of a step of a tile
 
 inline W w_load(const float* p) { return vld1q_f32(p); }
 inline void w_store(float* p, W a) { vst1q_f32(p, a); }

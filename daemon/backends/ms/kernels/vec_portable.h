@@ -13,6 +13,7 @@ constexpr int kRowsOfTile = 4;  // most rows of a tile of blocks
 constexpr int kFewRows = 4;     // most rows a tile takes, and panels it may take without running out of registers
 constexpr int max_width(int rows) { return rows == 1 ? 2 : 1; }
 constexpr int kPackedWidth = 1;
+constexpr int kLeastColumns = 1;  // of a step of a tile
 
 inline W w_load(const float* p) {
   W r;
