@@ -6,7 +6,8 @@
 namespace mindport {
 namespace {
 
-// A word of a row times two registers of weights, added to their sums. By hand, as with pairs. Eight of these stay below 2^15: 8 * 2 * 15 * 127.
+// A word of a row times two registers of weights, added to their sums in 16 bits. By hand: gcc 12 takes more registers
+// for it than there are. Eight of these stay below 2^15: 8 * 2 * 15 * 127.
 inline void add_bytes(I (&sums)[2], const I (&w)[2], const int32_t& word) {
   I a, product;
   asm("vpbroadcastd %6, %2\n\t"
