@@ -2,7 +2,7 @@
 // whose products are summed in 32.
 #pragma once
 
-#include "whole_table.h"
+#include "words_avx2.h"
 
 namespace mindport {
 namespace {
@@ -30,19 +30,6 @@ inline void widen_rows(const int32_t* words, int64_t count, int64_t rows, int32_
     }
 }
 
-// A word of a row times two registers of weights, added to their sums. By hand: gcc 12 takes more registers for it than
-// there are and keeps the sums in memory.
-inline void add_pairs(I (&sums)[2], const I (&w)[2], const int32_t& word) {
-  I a, product;
-  asm("vpbroadcastd %6, %2\n\t"
-      "vpmaddwd %2, %4, %3\n\t"
-      "vpaddd %3, %0, %0\n\t"
-      "vpmaddwd %2, %5, %3\n\t"
-      "vpaddd %3, %1, %1"
-      : "+x"(sums[0]), "+x"(sums[1]), "=&x"(a), "=&x"(product)
-      : "x"(w[0]), "x"(w[1]), "m"(word));
-}
-
 struct ByteForm {
   static constexpr bool kSigned = true;
   static constexpr int64_t kBlockBytes = 2 * kBlock * kLanes, kBlockWords = kBlock / 2;
@@ -52,18 +39,7 @@ struct ByteForm {
   template <int M, int P>
   __attribute__((always_inline)) static inline void add(Sums<M, P>& sums, const uint8_t* b, int64_t, const int32_t* a,
                                                         int64_t blocks, Fetch& fetch) {
-#pragma GCC unroll 1
-    for (int64_t q = blocks * kBlockWords; q > 0; q -= kFetchWords) {
-      fetch.next();
-#pragma GCC unroll 4
-      for (int i = 0; i < kFetchWords; ++i) {
-        const I w[2] = {i_load(b + i * 64), i_load(b + i * 64 + 32)};
-#pragma GCC unroll 16
-        for (int m = 0; m < M; ++m) add_pairs(sums.s[m][0], w, a[i * M + m]);
-      }
-      b += kFetchWords * 64;
-      a += kFetchWords * M;
-    }
+    add_words<Pairs>(sums, b, a, blocks * kBlockWords, fetch);
   }
 };
 

@@ -32,16 +32,18 @@ constexpr int kColumnsOfLine = static_cast<int>(kLine / kLanes / element_bytes(F
 template <Format F>
 constexpr int kColumnsOfStep = kColumnsOfLine<F> > kLeastColumns ? kColumnsOfLine<F> : kLeastColumns;
 
-// Register n of a column of the line of a panel.
+// Register n of a column, counted from a line of a panel.
 template <Format F, class E>
 inline W load_column(const E* line, int column, int n) {
-  if constexpr (F == Format::bfloat16)
-    return column == 0 ? w_load_first_bfloat16(line + n * 2 * L) : w_load_second_bfloat16(line + n * 2 * L);
-  else
+  if constexpr (F == Format::bfloat16) {
+    const E* words = line + column / 2 * 2 * kLanes + n * 2 * L;
+    return column % 2 == 0 ? w_load_first_bfloat16(words) : w_load_second_bfloat16(words);
+  } else {
     return Elements<F>::load(line + column * kLanes + n * L);
+  }
 }
 
-// One column of M rows of A and P panels, whose lines that hold it begin at `b`.
+// One column of M rows of A and P panels, counted from their lines at `b`.
 template <Format F, int M, int P, class E>
 __attribute__((always_inline)) inline void add_column(Totals<M, P>& totals, const E* b, int column, int64_t b_panel,
                                                       const float* a, int64_t a_row) {
@@ -69,22 +71,20 @@ void packed_tile(const Tile& t) {
   const E* b = static_cast<const E*>(t.b);
   const float* a = t.a;
   const int64_t b_panel = t.b_panel;
-  constexpr int kColumns = kColumnsOfLine<F>, kStep = kColumnsOfStep<F>;
+  constexpr int kStep = kColumnsOfStep<F>;
   Fetch ahead(t, t.a);
-  ahead.step *= kStep / kColumns;
+  ahead.step *= kStep / kColumnsOfLine<F>;
   int64_t k = t.k;
 #pragma GCC unroll 1
   for (; k >= kStep; k -= kStep) {
     ahead.next();
 #pragma GCC unroll 32
-    for (int i = 0; i < kStep; ++i)
-      add_column<F, M, P>(totals, b + i / kColumns * kColumns * kLanes, i % kColumns, b_panel, a + i * M, 1);
+    for (int i = 0; i < kStep; ++i) add_column<F, M, P>(totals, b, i, b_panel, a + i * M, 1);
     b += kStep * kLanes;
     a += kStep * M;
   }
 #pragma GCC unroll 1
-  for (int i = 0; i < k; ++i)
-    add_column<F, M, P>(totals, b + i / kColumns * kColumns * kLanes, i % kColumns, b_panel, a + i * M, 1);
+  for (int i = 0; i < k; ++i) add_column<F, M, P>(totals, b, i, b_panel, a + i * M, 1);
   store_totals(t, totals);
 }
 
@@ -112,14 +112,13 @@ void few_tile(const Tile& t) {
         for (int p = 0; p < P; ++p) __builtin_prefetch(ahead + p * b_panel * static_cast<int64_t>(sizeof(E)));
         ahead += step;
       }
-      add_column<F, M, P>(totals, b + i / kColumns * kColumns * kLanes, i % kColumns, b_panel, a + i, a_row);
+      add_column<F, M, P>(totals, b, i, b_panel, a + i, a_row);
     }
     b += kStep * kLanes;
     a += kStep;
   }
 #pragma GCC unroll 1
-  for (int i = 0; i < k; ++i)
-    add_column<F, M, P>(totals, b + i / kColumns * kColumns * kLanes, i % kColumns, b_panel, a + i, a_row);
+  for (int i = 0; i < k; ++i) add_column<F, M, P>(totals, b, i, b_panel, a + i, a_row);
 
   store_totals(t, totals);
 }
