@@ -127,7 +127,7 @@ void mix(const MixTile& t) {
 
 // exp of x <= 0 less 2^-64, and at least zero: what is that small beside the largest weight would make products
 // subnormal, which processors are slow at.
-inline V weight_of(V x) {
+__attribute__((always_inline)) inline V weight_of(V x) {
   const V least = set1(5.421010862427522e-20f);
   return sub(max(least, exp_below(x)), least);  // NaN stays NaN
 }

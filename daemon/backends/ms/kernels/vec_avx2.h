@@ -12,7 +12,7 @@ using W = __m256;
 constexpr int L = 8;
 constexpr int kRowsOfTile = 6;  // most rows of a tile of blocks
 constexpr int kFewRows = 6;     // most rows a tile takes, and panels it may take without running out of registers
-constexpr int max_width(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+constexpr int max_width(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 constexpr int kPackedWidth = 1;
 constexpr int kLeastColumns = 4;  // of a step of a tile
 
