@@ -45,7 +45,7 @@ inline void score_blocks(const ScoreTile& t, int64_t block) {
 #pragma GCC unroll 16
       for (int p = 0; p < P; ++p)
 #pragma GCC unroll 16
-        for (int n = 0; n < N; ++n) acc[m][p][n] = w_fma(qv, kv[p][n], acc[m][p][n]);
+        for (int n = 0; n < N; ++n) w_add_product(acc[m][p][n], qv, kv[p][n]);
     }
   }
 #pragma GCC unroll 16
@@ -103,7 +103,7 @@ inline void mix_panels(const MixTile& t, int64_t panel) {
 #pragma GCC unroll 16
         for (int p = 0; p < P; ++p)
 #pragma GCC unroll 16
-          for (int n = 0; n < N; ++n) acc[m][p][n] = w_fma(weight, vv[p][n], acc[m][p][n]);
+          for (int n = 0; n < N; ++n) w_add_product(acc[m][p][n], weight, vv[p][n]);
       }
     }
   }

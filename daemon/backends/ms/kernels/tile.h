@@ -58,7 +58,7 @@ __attribute__((always_inline)) inline void add_column(Totals<M, P>& totals, cons
 #pragma GCC unroll 32
     for (int p = 0; p < P; ++p)
 #pragma GCC unroll 32
-      for (int n = 0; n < kRegisters; ++n) totals.c[m][p][n] = w_fma(av, bv[p][n], totals.c[m][p][n]);
+      for (int n = 0; n < kRegisters; ++n) w_add_product(totals.c[m][p][n], av, bv[p][n]);
   }
 }
 

@@ -20,6 +20,8 @@ inline W w_load(const float* p) { return _mm256_loadu_ps(p); }
 inline void w_store(float* p, W a) { _mm256_storeu_ps(p, a); }
 inline W w_set1(float x) { return _mm256_set1_ps(x); }
 inline W w_fma(W a, W b, W c) { return _mm256_fmadd_ps(a, b, c); }
+// sum += a * b. By hand: gcc 12 multiplies before it has the registers, and keeps sums in memory.
+inline void w_add_product(W& sum, W a, W b) { asm("vfmadd231ps %1, %2, %0" : "+x"(sum) : "x"(a), "x"(b)); }
 inline W w_add(W a, W b) { return _mm256_add_ps(a, b); }
 inline W w_sub(W a, W b) { return _mm256_sub_ps(a, b); }
 inline W w_mul(W a, W b) { return _mm256_mul_ps(a, b); }

@@ -20,6 +20,7 @@ inline W w_load(const float* p) { return _mm512_loadu_ps(p); }
 inline void w_store(float* p, W a) { _mm512_storeu_ps(p, a); }
 inline W w_set1(float x) { return _mm512_set1_ps(x); }
 inline W w_fma(W a, W b, W c) { return _mm512_fmadd_ps(a, b, c); }
+inline void w_add_product(W& sum, W a, W b) { sum = w_fma(a, b, sum); }
 inline W w_add(W a, W b) { return _mm512_add_ps(a, b); }
 inline W w_sub(W a, W b) { return _mm512_sub_ps(a, b); }
 inline W w_mul(W a, W b) { return _mm512_mul_ps(a, b); }

@@ -20,6 +20,7 @@ inline W w_load(const float* p) { return vld1q_f32(p); }
 inline void w_store(float* p, W a) { vst1q_f32(p, a); }
 inline W w_set1(float x) { return vdupq_n_f32(x); }
 inline W w_fma(W a, W b, W c) { return vfmaq_f32(c, a, b); }
+inline void w_add_product(W& sum, W a, W b) { sum = w_fma(a, b, sum); }
 inline W w_add(W a, W b) { return vaddq_f32(a, b); }
 inline W w_sub(W a, W b) { return vsubq_f32(a, b); }
 inline W w_mul(W a, W b) { return vmulq_f32(a, b); }

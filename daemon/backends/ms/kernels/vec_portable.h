@@ -27,6 +27,7 @@ inline W w_fma(W a, W b, W c) {
   for (int i = 0; i < L; ++i) r[i] = __builtin_fmaf(a[i], b[i], c[i]);
   return r;
 }
+inline void w_add_product(W& sum, W a, W b) { sum = w_fma(a, b, sum); }
 inline W w_add(W a, W b) { return a + b; }
 inline W w_sub(W a, W b) { return a - b; }
 inline W w_mul(W a, W b) { return a * b; }
