@@ -11,25 +11,16 @@ namespace {
 template <class Form, int M, int P>
 void many_tile(const WholeTile& tile) {
   const WholeTile t = tile;  // a copy: what is stored to C cannot change it
-  const int32_t* a = t.a.words;
-  const uint8_t* b = t.b;
   Fetch fetch(t, t.a.words);
   Totals<M, P> totals;
   load_totals(t, totals);
-  for (int64_t block = 0, group = 0; block < t.blocks; ++group) {
-    const int64_t count = t.group_blocks < t.blocks - block ? t.group_blocks : t.blocks - block;
+  Sums<M, P> kept;
+  for (Part<Form::kNarrow> part(t); part; part.next()) {
     Sums<M, P> sums;
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) {
-      const I offset = i_set1(Form::kSigned ? 0 : t.a.offsets[group * M + m]);
-#pragma GCC unroll 16
-      for (int i = 0; i < P * kRegisters; ++i) (&sums.s[m][0][0])[i] = offset;
-    }
-    Form::template add<M, P>(sums, b, t.b_panel, a, count, fetch);
-    b += count * Form::kBlockBytes;
-    a += count * Form::kBlockWords * M;
-    block += count;
-    join_group<M, P>(t, group, sums, totals);
+    Form::template set<M, P>(sums, t.a.offsets + part.index * M);
+    Form::template add<M, P>(sums, t.b + part.begin * Form::kBlockBytes, t.b_panel,
+                             t.a.words + part.begin * Form::kBlockWords * M, part.count, fetch);
+    join_part(t, part, sums, kept, totals);
   }
   store_totals(t, totals);
 }

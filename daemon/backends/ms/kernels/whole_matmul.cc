@@ -36,7 +36,8 @@ class WholeProduct {
         is_many_(m > kDirectTiles * table_.tile_rows && many_.tile_rows > 0),
         tiles_(m, is_many_ ? many_.tile_rows : table_.tile_rows), blocks_(weights.depth() / kBlock),
         block_bytes_(weights.scales_at() / blocks_), group_blocks_(weights.grouping().size / kBlock),
-        groups_(weights.groups()), row_words_(weights.depth() / 4 + 2 * groups_) {
+        groups_(weights.groups()), narrow_(table_.narrow_sums && weights.format() == Format::int4),
+        offsets_(narrow_ ? narrow_parts(group_blocks_) : 1), row_words_(weights.depth() / 4 + (1 + offsets_) * groups_) {
     static Memory rounded, widened;
     rounded_ = reinterpret_cast<int32_t*>(rounded.at_least(static_cast<size_t>(m * row_words_)));
     if (is_many_) expanding_room().reserve(ThreadPool::instance().size());
@@ -73,11 +74,11 @@ class WholeProduct {
   // Some groups of the rows of a tile.
   void round(const float* a, int64_t a_row, int64_t tile, int64_t group0, int64_t group1) const {
     const int most = weights_.format() == Format::int8 && activation_bits() == 7 ? kLargest7Bit : kLargest8Bit;
-    const Rounding how{tiles_.rows(tile), weights_.grouping().size, half_range(weights_.format()), most};
+    const Rounding how{tiles_.rows(tile), weights_.grouping().size, half_range(weights_.format()), most, narrow_};
     const int64_t column = group0 * how.group, columns = std::min(weights_.cols(), group1 * how.group) - column;
     const WholeRows all = rows(tile);
     const int64_t at = group0 * how.rows;
-    const WholeRows out{all.words + column / 4 * how.rows, all.scales + at, all.offsets + at};
+    const WholeRows out{all.words + column / 4 * how.rows, all.scales + at, all.offsets + at * offsets_};
     table_.round(a + tiles_.first(tile) * a_row + column, a_row, columns, how, out);
     if (widened_ != nullptr)
       many_.rows(out.words, round_up(columns, kBlock) / 4, how.rows,
@@ -210,7 +211,7 @@ class WholeProduct {
       const bool fetch = next.size() > 0 && panel < next.panel + next.width;
       many_.tile[rows][piece.width > 1](
           {{(widened_ != nullptr ? widened(t) : a.words) + piece.begin * many_.block_words * rows,
-            a.scales + group * rows, a.offsets + group * rows},
+            a.scales + group * rows, a.offsets + group * offsets_ * rows},
            b, scales_at(piece.panel, group), weights_.grouping().scales, b_panel, weights_.panel_bytes(), piece.size(),
            group_blocks_, region.at(tiles_.first(t), piece.panel), region.c_row, piece.begin > 0,
            fetch ? block_at(panel, next.begin) + turn % parts * next.size() * block_bytes_ / parts : nullptr,
@@ -222,7 +223,7 @@ class WholeProduct {
     const int64_t rows = tiles_.rows(tile), group = piece.begin / group_blocks_;
     const WholeRows a = this->rows(tile);
     tile_functions(rows)[log2_of(piece.width)](
-        {{a.words + piece.begin * kBlock / 4 * rows, a.scales + group * rows, a.offsets + group * rows},
+        {{a.words + piece.begin * kBlock / 4 * rows, a.scales + group * rows, a.offsets + group * offsets_ * rows},
          block_at(piece.panel, piece.begin), scales_at(piece.panel, group), weights_.grouping().scales,
          weights_.panel_bytes(), weights_.panel_bytes(), piece.size(), group_blocks_,
          region.at(tiles_.first(tile), piece.panel), region.c_row, piece.begin > 0, ahead, step});
@@ -236,7 +237,10 @@ class WholeProduct {
   const WholeMany& many_;
   bool is_many_;
   RowTiles tiles_;
-  int64_t blocks_, block_bytes_, group_blocks_, groups_, row_words_;
+  int64_t blocks_, block_bytes_, group_blocks_, groups_;
+  bool narrow_;
+  int64_t offsets_;  // of a group and row
+  int64_t row_words_;
   int32_t* rounded_ = nullptr;
   int32_t* widened_ = nullptr;  // the words of activations in the form for many rows, or null
 };

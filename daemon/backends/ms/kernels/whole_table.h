@@ -10,12 +10,18 @@ namespace mindport {
 constexpr int kWholeRows = 12;   // rows of the largest tile of any instruction set
 constexpr int kWholeWidths = 3;  // tiles of 1, 2 and 4 panels
 
+// Where products with weights of 4 bits are summed in 16 bits: blocks of a group that are summed there, of which every
+// lane has half the columns. With the offset, 32 * 8 * 127 fits; sums on the way there may pass 2^15 and come back.
+constexpr int64_t kNarrowBlocks = 2;
+inline int64_t narrow_parts(int64_t group_blocks) { return (group_blocks + kNarrowBlocks - 1) / kNarrowBlocks; }
+
 // The activations of the rows of one tile: for each four columns one 32-bit word a row, the rows side by side; for
-// each group and row the scale, and the sum of its values times minus half the range of the weights.
+// each group and row the scale, and the sum of its values times minus half the range of the weights. Where sums are
+// narrow it is two sums of 16 bits, of the first and of the last two columns of words, for each kNarrowBlocks of a group.
 struct WholeRows {
   int32_t* words;    // [depth / 4][rows]
   float* scales;     // [groups][rows]
-  int32_t* offsets;  // [groups][rows]
+  int32_t* offsets;  // [groups or their parts][rows]
 };
 
 // How activations are rounded: the rows of a tile, by groups of so many columns whose largest magnitude goes to `most`,
@@ -23,6 +29,7 @@ struct WholeRows {
 struct Rounding {
   int64_t rows, group;
   int half_range, most;
+  bool narrow;  // offsets of 16 bits
 };
 
 // C[row, 16 p + lane] (+)= the product over whole groups of columns.
@@ -56,6 +63,7 @@ struct WholeMany {
 
 struct WholeTable {
   int tile_rows;                                             // most rows a tile takes
+  bool narrow_sums;                                          // of products with weights of 4 bits
   WholeFunction tile[2][kWholeRows + 1][kWholeWidths];       // 8 and 4 bits; by rows and log2 of panels; null: too wide
   // Rounds `n` columns of rows that lie `x_row` floats apart to whole numbers. Infinite or NaN values make the scale of
   // their group NaN.

@@ -91,24 +91,12 @@ __attribute__((always_inline)) inline void quads_of_nibbles(Sums<M, P>& sums, co
   }
 }
 
-// Weights of four bits: their products with bytes may be summed in narrower numbers over a block.
 template <int M, int P>
-__attribute__((always_inline)) inline void blocks_of_nibbles(Sums<M, P>& sums, const uint8_t* b, int64_t panel,
-                                                             const int32_t* a, int64_t blocks, Next& next) {
-  if constexpr (!kNarrowSums) return quads_of_nibbles<M, P>(sums, b, panel, a, 4 * blocks, next);
-  for (; blocks > 0; --blocks) {
-    Sums<M, P> part;
-#pragma GCC unroll 64
-    for (int i = 0; i < M * P * kRegisters; ++i) (&part.s[0][0][0])[i] = i_set1(0);
-    quads_of_nibbles<M, P>(part, b, panel, a, 4, next);
-#pragma GCC unroll 64
-    for (int i = 0; i < M * P * kRegisters; ++i) {
-      I& sum = (&sums.s[0][0][0])[i];
-      sum = add_narrow(sum, (&part.s[0][0][0])[i]);
-    }
-    b += 4 * 64;
-    a += 8 * M;
-  }
+__attribute__((always_inline)) inline void set_offsets(Sums<M, P>& sums, const int32_t* offsets) {
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 16
+    for (int i = 0; i < P * kRegisters; ++i) (&sums.s[m][0][0])[i] = i_set1(offsets[m]);
 }
 
 template <int M, int P>
@@ -128,33 +116,82 @@ __attribute__((always_inline)) inline void join_group(const WholeTile& t, int64_
     }
 }
 
+// The blocks whose products are summed together: of a group, or where sums are narrow of a part of one.
+template <bool Narrow>
+class Part {
+ public:
+  explicit Part(const WholeTile& t) : t_(t) { measure(); }
+  explicit operator bool() const { return begin < t_.blocks; }
+  void next() {
+    const bool over = ends();
+    begin += count;
+    ++index;
+    if (over) ++group;
+    left_ = over ? t_.group_blocks : left_ - count;
+    measure();
+  }
+  bool begins() const { return !Narrow || left_ == t_.group_blocks; }
+  bool ends() const { return !Narrow || count == left_ || begin + count == t_.blocks; }
+
+  int64_t begin = 0, count, group = 0, index = 0;
+
+ private:
+  void measure() {
+    const int64_t most = Narrow && kNarrowBlocks < left_ ? kNarrowBlocks : left_;
+    count = most < t_.blocks - begin ? most : t_.blocks - begin;
+  }
+
+  const WholeTile& t_;
+  int64_t left_ = t_.group_blocks;
+};
+
+// Narrow sums are widened; those of a group's earlier parts wait in `kept`.
+template <bool Narrow, int M, int P>
+__attribute__((always_inline)) inline void join_part(const WholeTile& t, const Part<Narrow>& part, Sums<M, P>& sums,
+                                                     Sums<M, P>& kept, Totals<M, P>& totals) {
+  if constexpr (Narrow) {
+#pragma GCC unroll 64
+    for (int i = 0; i < M * P * kRegisters; ++i) {
+      I& sum = (&sums.s[0][0][0])[i];
+      sum = add_narrow(i_set1(0), sum);
+    }
+    if (!part.begins()) {
+#pragma GCC unroll 64
+      for (int i = 0; i < M * P * kRegisters; ++i) {
+        I& sum = (&sums.s[0][0][0])[i];
+        sum = i_add(sum, (&kept.s[0][0][0])[i]);
+      }
+    }
+    if (!part.ends()) {
+      kept = sums;
+      return;
+    }
+  }
+  join_group(t, part.group, sums, totals);
+}
+
 // A line of each panel at `ahead` is fetched for each that is used, and the scales of the next panels meanwhile.
 template <int Bits, int M, int P>
 void whole_tile(const WholeTile& t) {
-  const int32_t* a = t.a.words;
-  const uint8_t* b = t.b;
   Next next{static_cast<const char*>(t.ahead), t.ahead_step};
   const uint8_t* next_scales = t.scales + P * t.scale_panel;
   Totals<M, P> totals;
   load_totals(t, totals);
-  for (int64_t block = 0, group = 0; block < t.blocks; ++group) {
-    const int64_t count = t.group_blocks < t.blocks - block ? t.group_blocks : t.blocks - block;
+  Sums<M, P> kept;
+  for (Part<Bits == 4 && kNarrowSums> part(t); part; part.next()) {
+    const int32_t* a = t.a.words + part.begin * kBlock / 4 * M;
+    const uint8_t* b = t.b + part.begin * kBlock * kLanes * Bits / 8;
     Sums<M, P> sums;
+    if constexpr (Bits == 8 && kSignedBytes) sums = {};
+    else set_offsets(sums, t.a.offsets + part.index * M);
+    if constexpr (Bits == 8) blocks_of_bytes<M, P>(sums, b, t.b_panel, a, part.count, next);
+    else quads_of_nibbles<M, P>(sums, b, t.b_panel, a, 4 * part.count, next);
+    join_part(t, part, sums, kept, totals);
+    if (part.ends()) {
 #pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) {
-      const I offset = i_set1(Bits == 8 && kSignedBytes ? 0 : t.a.offsets[group * M + m]);
-#pragma GCC unroll 16
-      for (int i = 0; i < P * kRegisters; ++i) (&sums.s[m][0][0])[i] = offset;
+      for (int p = 0; p < P; ++p) __builtin_prefetch(next_scales + p * t.scale_panel);
+      next_scales += 16 * element_bytes(t.scale_format);
     }
-    if constexpr (Bits == 8) blocks_of_bytes<M, P>(sums, b, t.b_panel, a, count, next);
-    else blocks_of_nibbles<M, P>(sums, b, t.b_panel, a, count, next);
-    b += count * kBlock * kLanes * Bits / 8;
-    a += count * kBlock / 4 * M;
-    block += count;
-    join_group<M, P>(t, group, sums, totals);
-#pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) __builtin_prefetch(next_scales + p * t.scale_panel);
-    next_scales += 16 * element_bytes(t.scale_format);
   }
   store_totals(t, totals);
 }
@@ -170,8 +207,8 @@ inline int32_t largest(const float* x, int64_t n) {
   return reduce_max_int(top);
 }
 
-// Multiplies `n` values, rounds them to whole numbers, writes them as words of four bytes; their sum.
-inline int32_t round_values(const float* x, int64_t n, float inverse, int32_t* words, int64_t stride) {
+// Multiplies `n` values, rounds them to whole numbers, writes them as words of four bytes; their sums, lane by lane.
+inline I round_values(const float* x, int64_t n, float inverse, int32_t* words, int64_t stride) {
   I sum = i_set1(0);
   for (int64_t i = 0; i < round_up(n, kBlock); i += 16) {
     const V v = load_part(x + i, n > i ? n - i : 0, 0.0f);
@@ -184,7 +221,16 @@ inline int32_t round_values(const float* x, int64_t n, float inverse, int32_t* w
     store_quads(whole, words, stride);
     words += 4 * stride;
   }
-  return reduce_add_int(sum);
+  return sum;
+}
+
+// What makes products with weights that begin at zero those with weights that begin at -half_range.
+inline int32_t offset_of(I sums, const Rounding& how) {
+  if (!how.narrow) return -how.half_range * reduce_add_int(sums);
+  int32_t lanes[L], two[2] = {0, 0};
+  __builtin_memcpy(lanes, &sums, sizeof lanes);
+  for (int i = 0; i < L; ++i) two[i / 2 % 2] -= how.half_range * lanes[i];
+  return static_cast<int32_t>((two[0] & 0xffff) | static_cast<uint32_t>(two[1]) << 16);
 }
 
 // One group of one row, the first of `out`.
@@ -193,19 +239,24 @@ inline void round_group(const float* x, int64_t n, const Rounding& how, const Wh
   const bool sound = bits < 0x7f800000;
   const float most = bits_float(static_cast<uint32_t>(bits));
   const float inverse = sound && most > 1e-30f ? static_cast<float>(how.most) / most : 0.0f;
-  const int32_t sum = round_values(x, n, inverse, out.words, how.rows);
   *out.scales = !sound ? __builtin_nanf("") : inverse == 0.0f ? 0.0f : most / static_cast<float>(how.most);
-  *out.offsets = sound ? -how.half_range * sum : 0;
+  const int64_t part = how.narrow ? kNarrowBlocks * kBlock : n;
+  int32_t* offset = out.offsets;
+  for (int64_t begin = 0; begin < n; begin += part, offset += how.rows) {
+    const int64_t size = begin + part < n ? part : n - begin;
+    const I sums = round_values(x + begin, size, inverse, out.words + begin / 4 * how.rows, how.rows);
+    *offset = sound ? offset_of(sums, how) : 0;
+  }
 }
 
 // Group by group, whose words of all rows lie together.
 inline void round_rows(const float* x, int64_t x_row, int64_t n, const Rounding& how, const WholeRows& out) {
-  const int64_t rows = how.rows;
+  const int64_t rows = how.rows, parts = how.narrow ? narrow_parts(how.group / kBlock) : 1;
   for (int64_t begin = 0, at = 0; begin < n; begin += how.group, at += rows) {
     const int64_t size = begin + how.group < n ? how.group : n - begin;
     for (int64_t r = 0; r < rows; ++r)
       round_group(x + r * x_row + begin, size, how,
-                  {out.words + begin / 4 * rows + r, out.scales + at + r, out.offsets + at + r});
+                  {out.words + begin / 4 * rows + r, out.scales + at + r, out.offsets + at * parts + r});
   }
 }
 
@@ -223,6 +274,7 @@ constexpr void fill_whole(WholeTable& table) {
 constexpr WholeTable make_whole_table() {
   WholeTable table{};
   table.tile_rows = kWholeTileRows;
+  table.narrow_sums = kNarrowSums;
   fill_whole<8, 1>(table);
   fill_whole<4, 1>(table);
   table.round = round_rows;

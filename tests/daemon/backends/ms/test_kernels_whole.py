@@ -99,7 +99,7 @@ def test_the_product_is_of_exact_integers(kernels: Kernels, case: Case) -> None:
 
 
 @pytest.mark.parametrize(("bits", "activations"), [(4, "int8"), (8, "int8"), (4, "int7"), (8, "int7")])
-@pytest.mark.parametrize("group", [32, 128])
+@pytest.mark.parametrize("group", [32, 64, 96, 128])
 def test_the_bits_are_the_same_everywhere(
     kernels: Kernels, isas: Sequence[str], bits: int, activations: str, group: int
 ) -> None:
