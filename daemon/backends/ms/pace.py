@@ -11,7 +11,7 @@ _LEAST_ROWS = 2
 """Of prompts, whatever they cost: a prompt must come to an end."""
 _GROWTH = 1.25
 """Beyond the most rows whose cost is known."""
-_REMEMBERED = 33
+_REMEMBERED = 65
 """Steps without prompts; their median counts. Answers grow while a prompt is read, as would the limit."""
 _REFRESHED = 16
 """Steps with prompts after which one goes without, to see how long such a step takes now."""
