@@ -31,15 +31,11 @@ inline void widen_rows(const int32_t* words, int64_t count, int64_t rows, int32_
 }
 
 struct ByteForm {
-  static constexpr bool kNarrow = false;
+  static constexpr bool kSigned = true, kNarrow = false;
   static constexpr int64_t kBlockBytes = 2 * kBlock * kLanes, kBlockWords = kBlock / 2;
   static constexpr void (*weights)(const uint8_t*, int64_t, uint8_t*) = widen_weights;
   static constexpr void (*rows)(const int32_t*, int64_t, int64_t, int32_t*) = widen_rows;
 
-  template <int M, int P>
-  __attribute__((always_inline)) static inline void set(Sums<M, P>& sums, const int32_t*) {
-    sums = {};
-  }
   template <int M, int P>
   __attribute__((always_inline)) static inline void add(Sums<M, P>& sums, const uint8_t* b, int64_t, const int32_t* a,
                                                         int64_t blocks, Fetch& fetch) {

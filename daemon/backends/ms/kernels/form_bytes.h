@@ -7,15 +7,11 @@ namespace mindport {
 namespace {
 
 struct ByteForm {
-  static constexpr bool kNarrow = false;
+  static constexpr bool kSigned = false, kNarrow = false;
   static constexpr int64_t kBlockBytes = kBlock * kLanes, kBlockWords = kBlock / 4;
   static constexpr void (*weights)(const uint8_t*, int64_t, uint8_t*) = nullptr;  // as they are
   static constexpr void (*rows)(const int32_t*, int64_t, int64_t, int32_t*) = nullptr;
 
-  template <int M, int P>
-  __attribute__((always_inline)) static inline void set(Sums<M, P>& sums, const int32_t* offsets) {
-    set_offsets(sums, offsets);
-  }
   template <int M, int P>
   __attribute__((always_inline)) static inline void add(Sums<M, P>& sums, const uint8_t* b, int64_t panel,
                                                         const int32_t* a, int64_t blocks, Fetch& fetch) {

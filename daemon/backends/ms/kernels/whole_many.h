@@ -17,7 +17,8 @@ void many_tile(const WholeTile& tile) {
   Sums<M, P> kept;
   for (Part<Form::kNarrow> part(t); part; part.next()) {
     Sums<M, P> sums;
-    Form::template set<M, P>(sums, t.a.offsets + part.index * M);
+    if constexpr (Form::kSigned) sums = {};
+    else set_offsets(sums, t.a.offsets + part.index * M);
     Form::template add<M, P>(sums, t.b + part.begin * Form::kBlockBytes, t.b_panel,
                              t.a.words + part.begin * Form::kBlockWords * M, part.count, fetch);
     join_part(t, part, sums, kept, totals);
