@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import statistics
 import sys
 import tempfile
@@ -72,12 +73,13 @@ async def _load(
 ) -> None:
     seconds, streams, pause_s, seed = plan
     stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     callers = [
         Traffic(daemon.http, daemon.grpc, MODEL, seed * 1000 + number, tally) for number in range(streams)
     ]
     tasks = [asyncio.create_task(caller.run(stop, pause_s)) for caller in callers]
     end = time.monotonic() + seconds
-    while time.monotonic() < end and not tally.problems:
+    while time.monotonic() < end and not (tally.problems or stop.is_set()):
         await asyncio.sleep(min(1.0, seconds / 40))
         memory.sample()
     stop.set()
