@@ -117,6 +117,18 @@ def test_answers_that_grow_while_a_prompt_is_read_raise_no_limit() -> None:
     assert sorted(seconds)[int(0.99 * len(seconds))] <= 1.02 * limit
 
 
+def test_the_limit_stays_over_hundreds_of_short_steps() -> None:
+    def short(answers: int, prompts: int, position: int) -> float:
+        return 0.019 + prompts * (0.0022 + 4e-7 * position) + 1.5e-6 * position
+
+    pace, limit = taught(1.7, short), 1.7 * short(ANSWERS, 0, 0)
+    for _ in range(30):
+        pace.observe(ANSWERS, 0, short(ANSWERS, 0, 0))
+    seconds = [seconds for _, seconds in read(pace, short, 3000)]
+    assert len(seconds) > 600
+    assert sorted(seconds)[int(0.99 * len(seconds))] <= 1.08 * limit
+
+
 def test_nearest_number_of_answers_stands_for_one_that_was_not_measured() -> None:
     pace = Pace(2.0)
     pace.observe(0, 100, 0.1)
