@@ -20,7 +20,6 @@ inline I dot(I sum, U w, I a) {
   return sum;
 }
 inline I dot_nibbles(I sum, I w, I a) { return dot(sum, w, a); }
-inline I add_narrow(I sum, I) { return sum; }
 
 }  // namespace
 }  // namespace mindport

@@ -16,7 +16,6 @@ inline U load_bytes(const uint8_t* p) { return signed_bytes(p); }
 inline I word(const int32_t* p) { return first_lane(p); }
 inline I dot(I sum, U w, I a) { return vdotq_laneq_s32(sum, w, vreinterpretq_s8_s32(a), 0); }
 inline I dot_nibbles(I sum, I w, I a) { return dot(sum, vreinterpretq_s8_s32(w), a); }
-inline I add_narrow(I sum, I) { return sum; }
 
 }  // namespace
 }  // namespace mindport

@@ -32,7 +32,6 @@ inline I dot(I sum, U w, I a) {
   return sum + ((w >> 24) & 255) * (a >> 24);
 }
 inline I dot_nibbles(I sum, I w, I a) { return dot(sum, w, a); }
-inline I add_narrow(I sum, I) { return sum; }
 inline W to_float(I a) { return W{float(a[0]), float(a[1]), float(a[2]), float(a[3])}; }
 
 inline I i_add(I a, I b) { return a + b; }

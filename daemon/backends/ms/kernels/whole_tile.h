@@ -152,15 +152,8 @@ __attribute__((always_inline)) inline void join_part(const WholeTile& t, const P
   if constexpr (Narrow) {
 #pragma GCC unroll 64
     for (int i = 0; i < M * P * kRegisters; ++i) {
-      I& sum = (&sums.s[0][0][0])[i];
-      sum = add_narrow(i_set1(0), sum);
-    }
-    if (!part.begins()) {
-#pragma GCC unroll 64
-      for (int i = 0; i < M * P * kRegisters; ++i) {
-        I& sum = (&sums.s[0][0][0])[i];
-        sum = i_add(sum, (&kept.s[0][0][0])[i]);
-      }
+      auto& sum = (&sums.s[0][0][0])[i];
+      sum = add_narrow(part.begins() ? i_set1(0) : (&kept.s[0][0][0])[i], sum);
     }
     if (!part.ends()) {
       kept = sums;
